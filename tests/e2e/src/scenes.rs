@@ -20,6 +20,7 @@ use kube::api::{DeleteParams, ListParams};
 use kube::{Api, ResourceExt};
 use lab::wait_until;
 use model::stable_hash::splitmix64;
+use observer::{Fault, FoundBreaches, Invariant};
 
 use crate::scene::Scene;
 use crate::world::{SOON, World};
@@ -40,7 +41,18 @@ struct ListedScene {
     name: &'static str,
     /// Whether it leaves the cluster damaged.
     is_last: bool,
+    /// Whether it passes only if it fails.
+    defect: Option<KnownDefect>,
     play: Play,
+}
+
+/// A defect that is not mended yet, which a scene shows.
+#[derive(Clone, Copy, Debug)]
+struct KnownDefect {
+    /// The invariant that the defect breaches.
+    invariant: Invariant,
+    /// One sentence why.
+    reason: &'static str,
 }
 
 /// Which scenes are played, how many times, and in which order.
@@ -64,18 +76,32 @@ impl<'a> Scenes<'a> {
 
     /// Adds a scene: a function whose name is a sentence about its subject.
     pub fn add<S: AsyncFn(&Scene<'_>) -> Result<()> + Copy + 'static>(&mut self, scene: S) {
-        self.list(scene, false);
+        self.list(scene, false, None);
+    }
+
+    /// Adds a scene that shows a defect of Landfall: it passes only while the observer finds breaches of this invariant,
+    /// and no other failure. When the defect is mended the scene fails: then add it with [`Scenes::add`].
+    ///
+    /// The breach must be certain. If the scene only sometimes shows it, declare [`Fault::known_defect`] there instead.
+    pub fn add_known_defect<S>(&mut self, scene: S, invariant: Invariant, reason: &'static str)
+    where
+        S: AsyncFn(&Scene<'_>) -> Result<()> + Copy + 'static,
+    {
+        self.list(scene, false, Some(KnownDefect { invariant, reason }));
     }
 
     /// Adds a scene that leaves the cluster damaged: it is played once, after all others.
     pub fn add_last<S: AsyncFn(&Scene<'_>) -> Result<()> + Copy + 'static>(&mut self, scene: S) {
-        self.list(scene, true);
+        self.list(scene, true, None);
     }
 
-    fn list<S: AsyncFn(&Scene<'_>) -> Result<()> + Copy + 'static>(&mut self, scene: S, is_last: bool) {
+    fn list<S>(&mut self, scene: S, is_last: bool, defect: Option<KnownDefect>)
+    where
+        S: AsyncFn(&Scene<'_>) -> Result<()> + Copy + 'static,
+    {
         let name = std::any::type_name::<S>().rsplit("::").next().unwrap_or_default();
         let play: Play = Box::new(move |context| Box::pin(async move { scene(context).await }));
-        self.listed.push(ListedScene { name, is_last, play });
+        self.listed.push(ListedScene { name, is_last, defect, play });
     }
 
     /// Plays the selected scenes. Returns an error if one failed, or if the selected scene does not exist.
@@ -121,6 +147,10 @@ impl<'a> Scenes<'a> {
         }
         .await;
         let result = self.world.add_breaches(result).await;
+        let result = match listed.defect {
+            Some(defect) => self.expect_defect(name, defect, result),
+            None => result,
+        };
         let has_failed = result.is_err();
         self.keep_evidence(name, has_failed, failed);
         let mut removed = scene.remove_objects().await;
@@ -141,10 +171,35 @@ impl<'a> Scenes<'a> {
         result
     }
 
+    /// The result of a scene that shows a defect: fails unless it breached the invariant. Permits further breaches of the
+    /// same subjects until the end of the scene.
+    fn expect_defect(&self, scene: &str, defect: KnownDefect, result: Result<()>) -> Result<()> {
+        let breaches = defect.find_breaches(result)?.0;
+        eprintln!("scene {scene}: known defect: {}", defect.reason);
+        for breach in breaches {
+            self.world.declare(Fault::known_defect(breach.invariant, breach.subject, defect.reason));
+        }
+        Ok(())
+    }
+
     /// Collects the state of the cluster if the scene failed and is not one of many.
     fn keep_evidence(&self, scene: &str, is_needed: bool, failed: usize) {
         if is_needed && failed < MAX_EVIDENCE {
             self.world.keep_evidence(scene);
+        }
+    }
+}
+
+impl KnownDefect {
+    /// The breaches in the result of a scene. Fails if there are none, or if anything else has failed.
+    fn find_breaches(self, result: Result<()>) -> Result<FoundBreaches> {
+        let Self { invariant, reason } = self;
+        let Err(error) = result else { bail!("breached no {invariant}: is this defect mended? {reason}") };
+        let is_expected = |found: &FoundBreaches| found.0.iter().all(|breach| breach.invariant == invariant);
+        match error.downcast::<FoundBreaches>() {
+            Ok(found) if is_expected(&found) => Ok(found),
+            Ok(other) => Err(other).with_context(|| format!("not only {invariant}, as expected")),
+            Err(error) => Err(error),
         }
     }
 }
@@ -224,6 +279,11 @@ async fn remove_deployments(world: &World, except: &BTreeSet<String>) -> Result<
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use observer::Subject;
+    use observer::breach::Breach;
+
     use super::*;
 
     const SCENES: [(&str, bool); 4] = [("a", false), ("b", false), ("damages", true), ("c", false)];
@@ -244,6 +304,30 @@ mod tests {
         ] {
             let variable = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, it)| (*it).to_owned());
             assert_eq!(Selection::parse(variable, || 42).ok(), expected, "{variables:?}");
+        }
+    }
+
+    #[test]
+    fn a_known_defect_is_a_breach_of_one_invariant() {
+        let defect = KnownDefect { invariant: Invariant::I6, reason: "a row of this table" };
+        let breach = |invariant| Breach {
+            at: Duration::ZERO,
+            invariant,
+            subject: Subject::Cluster,
+            text: "is broken".to_owned(),
+        };
+        let found = |invariants: &[Invariant]| {
+            let breaches: Vec<_> = invariants.iter().map(|invariant| breach(*invariant)).collect();
+            Err(FoundBreaches(breaches).into())
+        };
+        for (case, result, expected) in [
+            ("mended", Ok(()), Err("breached no I6: is this defect mended? a row of this table")),
+            ("the defect", found(&[Invariant::I6, Invariant::I6]), Ok(2)),
+            ("another breach as well", found(&[Invariant::I6, Invariant::I8]), Err("not only I6, as expected")),
+            ("another failure", Err(anyhow::anyhow!("no answer")), Err("no answer")),
+        ] {
+            let seen = defect.find_breaches(result).map(|found| found.0.len()).map_err(|error| error.to_string());
+            assert_eq!(seen, expected.map_err(ToOwned::to_owned), "{case}");
         }
     }
 

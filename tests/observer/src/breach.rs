@@ -110,6 +110,18 @@ pub struct Breach {
     pub text: String,
 }
 
+/// All breaches since the last check, as an error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundBreaches(pub Vec<Breach>);
+
+impl fmt::Display for FoundBreaches {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the observer found breaches of invariants:\n{}", render(&self.0))
+    }
+}
+
+impl std::error::Error for FoundBreaches {}
+
 /// Lines for a report, one for all equal breaches: `I15: agent on n2 restarted 3 times (undeclared), first at 7.0 s`.
 pub fn render(breaches: &[Breach]) -> String {
     let mut groups: BTreeMap<(Invariant, &Subject, &str), (usize, Duration)> = BTreeMap::new();

@@ -86,9 +86,11 @@ impl Checks {
         self.faults.declare(now, fault);
     }
 
-    /// Forgets declared faults, at the end of a scene.
+    /// Forgets declared faults, at the end of a scene. The next scene may use the same addresses, so that a breach counts
+    /// again.
     pub fn end_faults(&mut self) {
         self.faults.clear();
+        self.wire.forget_reported_pairs();
     }
 
     /// Adds the MAC address of a node's new network card.

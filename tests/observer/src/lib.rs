@@ -26,6 +26,6 @@ pub mod frame;
 mod gather;
 pub mod observer;
 
-pub use breach::{Component, Invariant, Subject};
+pub use breach::{Component, FoundBreaches, Invariant, Subject};
 pub use fault::Fault;
 pub use observer::Observer;

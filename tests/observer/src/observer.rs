@@ -11,7 +11,7 @@ use kube::Client;
 use lab::{Cluster, Host, wait_until};
 use tokio::task::JoinSet;
 
-use crate::breach::{Breach, Invariant, Subject, render};
+use crate::breach::{FoundBreaches, Invariant, Subject, render};
 use crate::checks::Checks;
 use crate::checks::idle::{count_writes, describe_writes};
 use crate::checks::kernel::{KernelState, find_gone_addresses, find_leftovers};
@@ -80,8 +80,8 @@ impl Observer {
         self.shared.checks().add_mac(node, mac);
     }
 
-    /// Fails if an invariant was breached so far. Waits until all sources agree, and the kernels have forgotten deleted
-    /// Services.
+    /// Fails with [`FoundBreaches`] if an invariant was breached so far. Waits until all sources agree, and the kernels
+    /// have forgotten deleted Services.
     pub async fn check_scene(&self) -> Result<()> {
         watch::list_all(&self.shared, &self.client).await;
         while !self.compare() {
@@ -116,9 +116,8 @@ impl Observer {
 
     fn fail_if_breached(&self) -> Result<()> {
         ensure!(!self.threads.iter().any(JoinHandle::is_finished), "a thread of the observer has ended");
-        let breaches: Vec<Breach> = self.shared.checks().take_breaches();
-        ensure!(breaches.is_empty(), "the observer found breaches of invariants:\n{}", render(&breaches));
-        Ok(())
+        let breaches = self.shared.checks().take_breaches();
+        if breaches.is_empty() { Ok(()) } else { Err(FoundBreaches(breaches).into()) }
     }
 
     fn compare(&self) -> bool {

@@ -83,6 +83,11 @@ impl Wire {
         self.delays.push((now, delay));
     }
 
+    /// Forgets which pairs of hosts were reported.
+    pub fn forget_reported_pairs(&mut self) {
+        self.reported_pairs.clear();
+    }
+
     /// Adds a statement of a host. Finds a second host that answers for the same address.
     pub fn add_statement(&mut self, now: Duration, statement: Statement) -> Option<Finding> {
         let Statement { address, mac, is_answer } = statement;

@@ -58,6 +58,19 @@ fn two_hosts_may_answer_only_during_a_move() {
     }
 }
 
+#[test]
+fn a_pair_is_reported_once_in_each_scene() {
+    let mut wire = wire();
+    for (from, is_next_scene, expected) in [(0, false, 1), (20, false, 0), (40, true, 1), (60, false, 0)] {
+        if is_next_scene {
+            wire.forget_reported_pairs();
+        }
+        let answers = (from..from + 20).flat_map(|n| [(100 * n, N1), (100 * n + 1, N2)]);
+        let found = answers.filter_map(|(at, mac)| wire.add_statement(millis(at), answer(mac))).count();
+        assert_eq!(found, expected, "from {from}");
+    }
+}
+
 fn record(announcers: &[(&str, &str)]) -> Record {
     let announcer =
         |(node, link): &(&str, &str)| json!({"node": node, "link": link, "epoch": 1, "since": "2026-01-01T00:00:00Z"});
