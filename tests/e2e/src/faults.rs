@@ -1,0 +1,8 @@
+//! Faults as verbs of [`World`](crate::World). Each declares to the observer which breaches it permits, and a fault that
+//! lasts ends when its value is dropped, at the latest at the end of the scene.
+//!
+//! | file | content |
+//! |---|---|
+//! | [`lan`] | cut nodes and pairs, lost, filtered, late and doubled frames, ports without a carrier |
+
+pub mod lan;
