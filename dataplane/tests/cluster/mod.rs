@@ -1,4 +1,5 @@
 //! Three programmed nodes, and a client that sends to the node that announces the lb_ip.
+#![allow(dead_code, reason = "each test binary uses some of it")]
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -18,6 +19,16 @@ use crate::world::{Net, Pod, V4, V6, host, nft, raw_icmp, wait_for, wait_for_add
 /// The number of nodes.
 const NODES: u8 = 3;
 
+/// The kind of the link eth0 of each node and of the client.
+#[derive(Clone, Copy)]
+pub enum LinkKind {
+    Cable,
+    /// Tagged frames on a cable.
+    Vlan,
+    /// A bond of one cable.
+    Bond,
+}
+
 /// The nodes, the client and the switch.
 pub struct Cluster {
     /// The switch.
@@ -36,40 +47,32 @@ fn name(node: u8) -> String {
 }
 
 impl Cluster {
-    /// Nodes without any pod.
+    /// Nodes without any pod, connected by cables.
     pub fn new() -> Self {
+        Self::linked_by(LinkKind::Cable)
+    }
+
+    /// Nodes without any pod, with this kind of link.
+    pub fn linked_by(kind: LinkKind) -> Self {
         let namespace = || host().expect("a namespace (these tests need root)");
         let (lan, client) = (namespace(), namespace());
         let nodes: Vec<Namespace> = (0..NODES).map(|_| namespace()).collect();
         lan.ip(["link add br0 type bridge", "link set br0 up"]).expect("a bridge");
         let hosts = (1..).zip(&nodes).map(|(number, node)| (node, name(number), number));
         for (host, name, number) in hosts.chain([(&client, "client".to_owned(), 100)]) {
-            veth((host, "eth0"), (&lan, &name)).expect("a cable");
-            lan.ip([format!("link set {name} master br0 up")]).expect("a port");
-            host.ip([
-                format!("link set eth0 address {}", mac(number)),
-                format!("addr add 192.0.2.{number}/24 dev eth0"),
-                format!("addr add 2001:db8:1::{number}/64 dev eth0 nodad"),
-                "link set eth0 up".into(),
-            ])
-            .expect("eth0");
+            connect(&lan, host, &name, number, kind);
         }
         for (own, node) in (1..).zip(&nodes) {
             node.sysctl("ipv4.ip_forward", "1").expect("forwarding");
             node.sysctl("ipv6.conf.all.forwarding", "1").expect("forwarding");
-            let mut lines = vec![
+            node.ip([
                 "link add cni0 type bridge".to_owned(),
                 format!("addr add 10.244.{own}.1/24 dev cni0"),
                 format!("addr add 2001:db8:244:{own}::1/64 dev cni0 nodad"),
                 "link set cni0 up".into(),
-                "route add default via 192.0.2.100".into(),
-                "route add default via 2001:db8:1::100".into(),
-            ];
-            for other in (1..=NODES).filter(|other| *other != own) {
-                lines.push(format!("route add 10.244.{other}.0/24 via 192.0.2.{other}"));
-                lines.push(format!("route add 2001:db8:244:{other}::/64 via 2001:db8:1::{other}"));
-            }
-            node.ip(lines).expect("a node");
+            ])
+            .expect("a node");
+            add_routes(node, own);
         }
         nodes.iter().chain([&client]).for_each(wait_for_addresses);
         let engines =
@@ -120,6 +123,22 @@ impl Cluster {
     pub fn apply_on(&self, node: u8, snapshot: &Snapshot) {
         let mut engine = self.engines[usize::from(node) - 1].lock().expect("no panic");
         engine.apply(&self.plan(node, snapshot)).expect("apply");
+    }
+
+    /// Programs one node, which has no link with peers.
+    pub fn apply_unlinked(&self, node: u8, snapshot: &Snapshot) {
+        let mut engine = self.engines[usize::from(node) - 1].lock().expect("no panic");
+        let name = name(node);
+        engine.apply(&Arc::new(plan_ruleset(&Snapshot { node: name, ..snapshot.clone() }))).expect("apply");
+    }
+
+    /// Removes the link of a node, and makes another one of the same name.
+    pub fn replace_link(&self, node: u8) {
+        let host = &self.nodes[usize::from(node) - 1];
+        host.ip(["link del eth0"]).expect("no link");
+        connect(&self.lan, host, &name(node), node, LinkKind::Cable);
+        add_routes(host, node);
+        wait_for_addresses(host);
     }
 
     /// Disconnects this node: it no longer sends or receives frames.
@@ -193,6 +212,40 @@ impl Cluster {
             [all - second - third, second, third].map(|count| count as f64 / all as f64)
         }
     }
+}
+
+/// Connects a host to the switch by its link eth0.
+fn connect(lan: &Namespace, host: &Namespace, port: &str, number: u8, kind: LinkKind) {
+    let cable = if matches!(kind, LinkKind::Cable) { "eth0" } else { "cable" };
+    veth((host, cable), (lan, port)).expect("a cable");
+    lan.ip([format!("link set {port} master br0 up")]).expect("a port");
+    match kind {
+        LinkKind::Cable => {}
+        LinkKind::Vlan => host
+            .ip(["link set cable up", "link add link cable name eth0 type vlan id 5"])
+            .expect("a VLAN (this needs the module 8021q)"),
+        LinkKind::Bond => host
+            .ip(["link add eth0 type bond mode active-backup miimon 100", "link set cable master eth0"])
+            .expect("a bond (this needs the module bonding)"),
+    }
+    host.ip([
+        format!("link set eth0 address {}", mac(number)),
+        format!("addr add 192.0.2.{number}/24 dev eth0"),
+        format!("addr add 2001:db8:1::{number}/64 dev eth0 nodad"),
+        "link set eth0 up".into(),
+    ])
+    .expect("eth0");
+}
+
+/// Adds the routes of a node by its link.
+fn add_routes(node: &Namespace, own: u8) {
+    let mut lines =
+        vec!["route add default via 192.0.2.100".to_owned(), "route add default via 2001:db8:1::100".to_owned()];
+    for other in (1..=NODES).filter(|other| *other != own) {
+        lines.push(format!("route add 10.244.{other}.0/24 via 192.0.2.{other}"));
+        lines.push(format!("route add 2001:db8:244:{other}::/64 via 2001:db8:1::{other}"));
+    }
+    node.ip(lines).expect("routes");
 }
 
 fn mac(number: u8) -> MacAddr {
