@@ -7,7 +7,7 @@ SEEDS ?= 200000
 FUZZ_SECONDS ?= 600
 LAB := target/debug/lab
 
-.PHONY: help setup doctor build demo test soak bench bench-controller bench-failover bench-dataplane bench-all bench-compare lab-up lab-down crds
+.PHONY: help setup doctor build demo test kernels soak bench bench-controller bench-failover bench-dataplane bench-all bench-compare lab-up lab-down crds
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,12 @@ demo: setup ## Show Landfall: a cluster, an EXTERNAL-IP that appears and answers
 
 test: ## Run everything CI checks: format, lints, unit, property, kernel and end-to-end tests (docs/dev/testing.md)
 	@tests/run.sh
+
+kernels: ## Run the kernel tests on Debian's kernels in QEMU (a long run; KERNELS='5.10 6.1': only these)
+	@tests/lab/setup.sh --only-packages qemu-system-x86_64:qemu-system-x86 depmod:kmod xz:xz-utils
+	@cargo build --quiet --locked --package doctor
+	@cargo build --quiet --locked --target x86_64-unknown-linux-musl --package kernels
+	@target/x86_64-unknown-linux-musl/debug/kernels $(KERNELS)
 
 soak: ## Search the speaker for defects with fresh seeds: simulation, then fuzzers (seven hours; SEEDS=200000 FUZZ_SECONDS=600)
 	@LANDFALL_SEEDS=$(SEEDS) cargo test --quiet --locked --workspace --test simulation any_disturbance

@@ -4,6 +4,7 @@
 #   tests/lab/setup.sh            about 6 minutes on a fresh machine with 2 cores, 2 seconds if nothing has changed
 #   tests/lab/setup.sh PACKAGE... also installs these Debian packages: PACKAGE with a command of its name, or
 #                                 COMMAND:PACKAGE
+#   tests/lab/setup.sh --only-packages PACKAGE...   ends after the installation of packages and the Rust target
 #
 # Needs root, apt-get, Rust (rustup) and Go. Installs Debian packages (their services are neither started nor enabled)
 # and a Rust target. Build output goes to target/lab, or to $LANDFALL_LAB. It can run again at any time: it does only the
@@ -17,6 +18,11 @@ cd "$root"
 # Kubernetes' version in kubernetes/go.mod, which the API server reports to clients.
 version=$(awk '$1 == "k8s.io/kubernetes" { print $2; exit }' "$here/kubernetes/go.mod")
 target=$(uname -m)-unknown-linux-musl
+only_packages=
+if [ "${1:-}" = --only-packages ]; then
+  only_packages=1
+  shift
+fi
 
 progress() { printf '%4d s  %s\n' "$SECONDS" "$*"; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
@@ -97,6 +103,7 @@ if ! rustc --target "$target" --print target-libdir >/dev/null 2>&1 ||
     fail "rustup target add $target failed: check the network; without rustup, install Rust's target $target"
   }
 fi
+[ -z "$only_packages" ] || exit 0
 progress "building whoami and pause"
 # A separate target directory: another build may hold the lock of the usual one for minutes.
 cargo build --quiet --release --target-dir "$out/guests" --target "$target" --package guests

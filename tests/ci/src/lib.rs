@@ -19,8 +19,8 @@
 mod clusters;
 mod durations;
 mod evidence;
-mod executable;
-mod libtest;
+pub mod executable;
+pub mod libtest;
 pub mod run;
 mod stage;
 mod summary;

@@ -1,0 +1,142 @@
+//! The lists: kernels, modules, tests, and known failures.
+
+use std::time::Duration;
+
+/// The series that are always tested: the oldest that Landfall supports, and those of Debian 12 and 13. The series of
+/// this machine's own kernel comes last.
+pub const SERIES: [&str; 3] = ["5.10", "6.1", "6.12"];
+
+/// The suites of Debian with these kernels.
+pub const SUITES: [&str; 5] = ["bullseye", "bookworm", "bookworm-backports", "trixie", "trixie-backports"];
+
+/// Modules that a guest loads at its start, with those that they depend on. The first ones mount the file system of the
+/// machine. The others would be loaded on demand, but each demand starts a program, and emulation is slow.
+pub const MODULES: [&str; 40] = [
+    // libcrc32c looks for it by name, which depmod does not count as a dependency.
+    "crc32c_generic",
+    "virtio_pci",
+    "9pnet_virtio",
+    "9p",
+    "overlay",
+    "8021q",
+    "bonding",
+    "bridge",
+    "dummy",
+    "tun",
+    "veth",
+    "nf_conntrack_netlink",
+    "nf_tables",
+    "nf_dup_netdev",
+    "nf_reject_ipv4",
+    "nf_reject_ipv6",
+    "nft_chain_nat",
+    "nft_compat",
+    "nft_counter",
+    "nft_ct",
+    "nft_dup_netdev",
+    "nft_fib",
+    "nft_fib_inet",
+    "nft_fib_ipv4",
+    "nft_fib_ipv6",
+    "nft_fwd_netdev",
+    "nft_hash",
+    "nft_limit",
+    "nft_log",
+    "nft_masq",
+    "nft_meta_bridge",
+    "nft_nat",
+    "nft_numgen",
+    "nft_quota",
+    "nft_redir",
+    "nft_reject",
+    "nft_reject_inet",
+    "nft_reject_ipv4",
+    "nft_reject_ipv6",
+    "nft_reject_netdev",
+];
+
+/// Modules that only some series have.
+pub const MAY_BE_ABSENT: [&str; 3] = ["crc32c_generic", "nft_counter", "nft_reject_netdev"];
+
+/// Tests that run on each kernel: a target, and arguments of libtest.
+pub struct Selection {
+    pub package: &'static str,
+    pub target: &'static str,
+    /// Parts of the names of the tests, or tests to skip. Empty: all tests of the target.
+    pub arguments: &'static [&'static str],
+}
+
+const fn select(package: &'static str, target: &'static str, arguments: &'static [&'static str]) -> Selection {
+    Selection { package, target, arguments }
+}
+
+/// All tests of what the kernel accepts and prints, and a few of each way in which packets are handled: emulation takes
+/// ten times as long.
+pub const SELECTIONS: [Selection; 10] = [
+    // Twenty thousand clients and ten thousand Services are a matter of time, not of the kernel.
+    select("dataplane", "kernel", &["--skip", "twenty_thousand", "--skip", "ten_thousand"]),
+    select("dataplane", "links", &[]),
+    select(
+        "dataplane",
+        "packets",
+        &["both_families", "refused_at_once", "is_answered", "answers_a_ping", "replacement"],
+    ),
+    select("dataplane", "spread", &["endpoints_on_all_nodes", "as_traced", "icmp_error"]),
+    select("dataplane", "affinity", &["switched_at_runtime"]),
+    select("dataplane", "agent", &["udp_flow_follows", "refused_marks", "without_spreading"]),
+    select("dataplane", "reply_path", &[]),
+    select("dataplane", "traffic", &[]),
+    select("netlink", "links", &[]),
+    select("speaker", "wire", &["one_node_answers", "new_link_or_mac", "without_ipv4", "duplicate_address_detection"]),
+];
+
+/// The name of the step that checks whether a kernel can run the lab.
+pub const DOCTOR: &str = "doctor";
+
+/// Checks of the doctor about the size of the machine. A guest is small.
+pub const SIZES: [&str; 3] = ["memory", "disk", "inotify instances"];
+
+/// The time after which a step is ended.
+pub const STEP_SECONDS: u32 = 240;
+
+/// The time after which a guest is ended.
+pub const GUEST_LIMIT: Duration = Duration::from_secs(900);
+
+/// A failure that is understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KnownFailure {
+    /// The series on which it fails.
+    pub series: &'static [&'static str],
+    /// `dataplane::spread::NAME`, `doctor::SUBJECT`, or the beginning of such names with `*` at its end.
+    pub test: &'static str,
+    /// Why it fails, in one sentence.
+    pub reason: &'static str,
+}
+
+const FULL: &str = "before Linux 6.5 a full set is not enlarged, and if sets of two tables are full, the engine replaces \
+                    one table and is refused because of the other";
+
+/// A known failure that passes fails the run: it must leave this list.
+pub const KNOWN: [KnownFailure; 4] = [
+    KnownFailure {
+        series: &["5.10"],
+        test: "doctor::kernel",
+        reason: "the lab needs Linux 5.14 for cgroup.kill; Landfall itself does not",
+    },
+    KnownFailure {
+        series: &["5.10", "6.1"],
+        test: "dataplane::kernel::sets_are_enlarged_for_more_elements",
+        reason: FULL,
+    },
+    KnownFailure {
+        series: &["5.10", "6.1"],
+        test: "dataplane::kernel::tables_with_other_comments_on_sets_are_adopted",
+        reason: FULL,
+    },
+    KnownFailure {
+        series: &["6.12"],
+        test: "dataplane::*",
+        reason: "Linux 6.12.115 and later refuse the byteorder expression of a one-byte protocol, which nft writes \
+                 before a lookup in an interval set, and so does Landfall: no table is programmed",
+    },
+];
