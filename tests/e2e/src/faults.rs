@@ -1,4 +1,4 @@
-//! Faults as verbs of [`World`](crate::World). Each declares to the observer which breaches it permits, and a fault that
+//! Faults as verbs of [`World`](crate::World). Each declares to the observer which breaches it permits. A fault that
 //! lasts ends when its value is dropped, at the latest at the end of the scene.
 //!
 //! | file | content |

@@ -79,8 +79,8 @@ impl<'a> Scenes<'a> {
         self.list(scene, false, None);
     }
 
-    /// Adds a scene that shows a defect of Landfall: it passes only while the observer finds breaches of this invariant,
-    /// and no other failure. When the defect is mended the scene fails: then add it with [`Scenes::add`].
+    /// Adds a scene that shows a defect of Landfall: it passes only while the observer finds breaches of this
+    /// invariant, and no other failure. When the defect is mended the scene fails: then add it with [`Scenes::add`].
     ///
     /// The breach must be certain. If the scene only sometimes shows it, declare [`Fault::known_defect`] there instead.
     pub fn add_known_defect<S>(&mut self, scene: S, invariant: Invariant, reason: &'static str)
@@ -171,8 +171,8 @@ impl<'a> Scenes<'a> {
         result
     }
 
-    /// The result of a scene that shows a defect: fails unless it breached the invariant. Permits further breaches of the
-    /// same subjects until the end of the scene.
+    /// The result of a scene that shows a defect: fails unless it breached the invariant. Permits further breaches of
+    /// the same subjects until the end of the scene.
     fn expect_defect(&self, scene: &str, defect: KnownDefect, result: Result<()>) -> Result<()> {
         let breaches = defect.find_breaches(result)?.0;
         eprintln!("scene {scene}: known defect: {}", defect.reason);

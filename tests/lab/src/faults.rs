@@ -52,8 +52,8 @@ impl Cluster {
         self.change_fault_table(&(self.pair_lines("add", a, b)? + &self.pair_lines("delete", a, b)?))
     }
 
-    /// Drops all frames to a multicast MAC address, as a switch does that filters multicast by mistake. All other frames
-    /// pass.
+    /// Drops all frames to a multicast MAC address, as a switch does that filters multicast by mistake. All other
+    /// frames pass.
     pub fn block_group(&self, group: &str) -> Result<()> {
         self.change_fault_table(&format!("add element bridge lab blocked_groups {{ {group} }}\n"))
     }
@@ -107,7 +107,8 @@ impl Cluster {
     }
 
     /// Inserts a cable with delay, duplication and reordering between a host and its port of the switch. Frames of a
-    /// millisecond are lost, and the carrier stays. Cuts and losses of the host have no effect until the cable is removed.
+    /// millisecond are lost, and the carrier stays. Cuts and losses of the host have no effect until the cable is
+    /// removed.
     pub fn insert_cable(&self, host: &str, plan: CablePlan) -> Result<Cable> {
         Cable::insert(&self.switch().netns()?, self.host(host)?.name(), plan)
     }

@@ -86,8 +86,7 @@ impl Checks {
         self.faults.declare(now, fault);
     }
 
-    /// Forgets declared faults, at the end of a scene. The next scene may use the same addresses, so that a breach counts
-    /// again.
+    /// Forgets declared faults and reported pairs, at the end of a scene. The next scene may use the same addresses.
     pub fn end_faults(&mut self) {
         self.faults.clear();
         self.wire.forget_reported_pairs();

@@ -1,6 +1,6 @@
 //! Faults on the LAN, as scenes on one cluster of three nodes. Most checks are invariants, which the observer checks
-//! all the time: one node answers (I6), and it announced the address last (I8) and is named in the status (I16). No agent
-//! restarts (I15).
+//! all the time: one node answers (I6), and it announced the address last (I8) and is named in the status (I16). No
+//! agent restarts (I15).
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};

@@ -1,5 +1,5 @@
-//! The frames on their way through a cable with delay, duplication and reordering. Times, frames and a seed → the frames
-//! that are due. Pure.
+//! The frames on their way through a cable with delay, duplication and reordering. Times, frames and a seed → the
+//! frames that are due. Pure.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
