@@ -6,16 +6,17 @@
 //! A node is a candidate for an address if
 //!
 //! 1. it exists and has no label that excludes it from load balancers;
-//! 2. advertisements let it announce for a Service that holds the address ([`Advertisements`]) and, if the traffic
-//!    policy of the Service is Local, it has an endpoint of the Service;
+//! 2. advertisements let it announce for a Service that holds the address ([`Advertisements`]), and so do the endpoints
+//!    of this Service ([`local_nodes`]);
 //! 3. no other node satisfies 1 and 2 for more of these Services;
 //! 4. it has no [`crds::DrainReason`], or all nodes that satisfy 1 to 3 have one.
 //!
-//! Rule 4 never leaves an address without a candidate. A drained node keeps an address that only this node may
-//! announce: if only this node runs the pods of a Service, they must move first, and the address moves with them.
+//! Rule 4 never leaves an address without a candidate: a drained node keeps an address that only this node may
+//! announce. For example, if only this node runs the pods of a Service of traffic policy Local, the address moves when
+//! the pods move.
 //!
-//! These rules do not check whether a node is alive, forwards the address, and has the link that an advertisement
-//! names: speakers detect this by their Hellos.
+//! These rules do not check whether a node is alive, forwards the address, or has the link that an advertisement names.
+//! Speakers detect this by their Hellos.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -118,8 +119,8 @@ const FEW_SETS: usize = 64;
 impl Eligibility {
     /// The policy of each address that a Service holds.
     ///
-    /// An address has no policy if it is only reserved, if its record is being deleted, or if none of its holders
-    /// exists: they were deleted, or other Services have their names now.
+    /// An address has no policy if its record is being deleted, or if no holder in the record is an existing Service of
+    /// type LoadBalancer. For example, the address is only reserved, or another Service has the name of the holder now.
     pub fn policies(&self) -> &SharedMap<IpAddr, AnnouncementPolicy> {
         &self.policies
     }
@@ -196,7 +197,7 @@ impl Claimant<'_> {
 
 impl<'a> Rules<'a> {
     /// If every node has the label that excludes it from load balancers, the label is ignored. kubeadm sets the label
-    /// on control planes, even in clusters without other nodes, and an address without an announcer serves no client.
+    /// on control planes, even in clusters without other nodes. There, no node could announce any address.
     fn new(cluster: &'a Cluster) -> Self {
         let all_excluded = cluster.nodes.values().all(|node| node.excluded);
         let nodes = cluster.nodes.values().map(|node| &**node);
@@ -261,14 +262,14 @@ fn candidates(included: &[&Node], claimants: &[Claimant<'_>], advertisements: &A
 }
 
 /// The nodes that may announce for a Service of traffic policy Local: nodes with an endpoint that accepts new
-/// connections. Such an endpoint is ready. If no endpoint in the cluster is ready, endpoints that terminate and still
-/// serve count instead (KEP-1669).
+/// connections. Such an endpoint is ready. If no endpoint of the Service is ready on any node, endpoints that terminate
+/// and still serve count instead (KEP-1669).
 ///
 /// A node that announces the address and spreads its packets stays a candidate while its own endpoint terminates. The
 /// endpoint gets no new connections, but its open connections continue. Only this node knows these connections: another
 /// node would re-send their packets by its share table, which no longer counts the endpoint. When the endpoint ends,
-/// this node is no longer a candidate. By then, all nodes use the new share table, so a takeover
-/// moves no open connection.
+/// this node is no longer a candidate. By then, all nodes use the new share table, so a takeover moves no open
+/// connection.
 ///
 /// `None`: every node may announce, because the policy is Cluster or because there is no such endpoint. Without
 /// endpoints, the dataplane of the announcing node refuses connections: clients fail at once and not after a timeout.

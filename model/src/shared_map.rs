@@ -16,7 +16,7 @@ use std::sync::Arc;
 /// entries.
 const MAX_ENTRIES: usize = 64;
 
-/// A chunk with fewer entries is merged into a neighbour that has room.
+/// A chunk with fewer entries is merged with an adjacent chunk that has room.
 const MIN_ENTRIES: usize = MAX_ENTRIES / 4;
 
 /// The number of entries by which a chunk grows. There are many chunks, so none should have much unused capacity.
@@ -85,10 +85,10 @@ impl<K: Ord, V> SharedMap<K, V> {
         self.chunks.partition_point(|chunk| chunk[0].0 <= *key).saturating_sub(1)
     }
 
-    /// Returns all entries that differ, and some equal ones, in order of their keys: the key, the value in this map and
-    /// the value in the other map.
+    /// Returns all entries that differ, and some equal ones, in order of their keys. Each item is the key, the value in
+    /// this map and the value in the other map.
     ///
-    /// Only chunks that both maps share are skipped; the values in other chunks are not compared.
+    /// Only chunks that both maps share are skipped. The values in other chunks are not compared.
     pub fn differing<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = (&'a K, Option<&'a V>, Option<&'a V>)> {
         let is_same = Arc::ptr_eq(&self.chunks, &other.chunks);
         let (mut left, mut right) = (Cursor::new(&self.chunks), Cursor::new(&other.chunks));

@@ -1,5 +1,5 @@
 //! The rules of L2Advertisements: which nodes may announce the addresses of a pool for a Service, on which links, and
-//! how much each node is preferred.
+//! with which preferences.
 //!
 //! The rules are those of MetalLB with one exception: the addresses of a pool are announced even without an
 //! advertisement.

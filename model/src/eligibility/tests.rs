@@ -259,7 +259,7 @@ fn drained_nodes_are_candidates_only_without_others() {
 }
 
 #[test]
-fn pool_is_announced_by_all_until_an_advertisement_selects_it() {
+fn every_node_announces_pools_that_no_advertisement_selects() {
     let cluster = || World::new(&["zone=a", "zone=b", "zone=b"]).pool("lan", "tier=gold").pool("dmz", "");
     let zone = |zone: &str| json!([matching(&format!("zone={zone}"))]);
     for (what, specs, expected) in [
@@ -518,7 +518,7 @@ prop_compose! {
 proptest! {
     /// A second implementation of MetalLB's rules, for one Service.
     #[test]
-    fn candidates_for_one_service_match_the_rules_node_by_node((nodes, services, ads) in any_cluster()) {
+    fn candidates_for_one_service_match_the_rules_per_node((nodes, services, ads) in any_cluster()) {
         let (label, local) = &services[0];
         let matches = |selectors: &[u8], label: u8| selectors.is_empty() || selectors.contains(&label);
         let for_pool: Vec<&Ad> = ads.iter().filter(|ad| ad.0 != Some(false)).collect();
@@ -559,10 +559,10 @@ proptest! {
         prop_assert_eq!(forward, backward.candidates(&holders));
     }
 
-    /// A candidate of a shared address is a candidate for at least one of its Services alone. There is a candidate if
-    /// there is one for any of its Services alone.
+    /// Each candidate of a shared address would also be a candidate if one of the Services held the address alone. A
+    /// shared address has a candidate if one of the Services alone has one.
     #[test]
-    fn sharing_adds_no_node_and_excludes_not_all((nodes, services, ads) in any_cluster()) {
+    fn sharing_adds_no_candidate_and_leaves_at_least_one((nodes, services, ads) in any_cluster()) {
         let undrained = nodes.iter().map(|(label, excluded, _)| (*label, *excluded, false)).collect::<Vec<_>>();
         let candidates_of = |holders: &[&str]| {
             let mut cluster = cluster(&undrained, &services, &ads);

@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_are_credited_per_whole_interval_up_to_the_capacity() {
+    fn tokens_are_credited_per_whole_interval_up_to_capacity() {
         let interval = Duration::from_millis(5);
         for (what, waits, expected) in [
             ("at once", vec![0], vec![3]),
