@@ -1,8 +1,8 @@
-//! The pauses between attempts, by subject.
+//! The delays between attempts, by subject.
 //!
-//! The results of earlier attempts, and the time → when the next attempt may start. The pauses after failures grow.
-//! Writes that succeed again and again need growing pauses too: another client undoes each of them, and writes without
-//! pauses would only load the API server.
+//! The results of earlier attempts, and the time → when the next attempt may start. The delays after failures grow. So
+//! do the delays between writes that succeed again and again, because another client undoes each of them. Writes
+//! without delays would only load the API server.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -11,22 +11,22 @@ use model::pacing::{self, add_jitter};
 
 use crate::plan::effect::Subject;
 
-/// The shortest pause.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// The shortest delay.
+const FIRST_DELAY: Duration = Duration::from_millis(50);
 
-/// The pauses after failures in a row.
-const PAUSES: pacing::Backoff = pacing::Backoff::new(FIRST_PAUSE, Duration::from_secs(30));
+/// The delays after failures in a row.
+const DELAYS: pacing::Backoff = pacing::Backoff::new(FIRST_DELAY, Duration::from_secs(30));
 
-/// The pause between two writes of the status of a pool: its counts may lag behind.
-const POOL_PAUSE: Duration = Duration::from_millis(500);
+/// The delay between two writes of the status of a pool: its counts may lag behind.
+const POOL_DELAY: Duration = Duration::from_millis(500);
 
 /// Only writes of one subject at shorter intervals than this count as repeated.
 const QUIET_AFTER: Duration = Duration::from_secs(10);
 
-/// The number of repeated writes without a pause: users may edit a Service several times in a row.
+/// The number of repeated writes without a delay: users may edit a Service several times in a row.
 const FREE_WRITES: u32 = 8;
 
-/// The pauses between attempts, by subject.
+/// The delays between attempts, by subject.
 #[derive(Debug, Default)]
 pub(crate) struct Backoff(BTreeMap<Subject, Attempts>);
 
@@ -34,8 +34,8 @@ pub(crate) struct Backoff(BTreeMap<Subject, Attempts>);
 struct Attempts {
     /// When the last attempt ended.
     ended: Instant,
-    /// The pause from then on.
-    pause: Duration,
+    /// The delay from then on.
+    delay: Duration,
     /// Failures in a row.
     failures: u32,
     /// Successes at short intervals.
@@ -63,15 +63,15 @@ impl Backoff {
             (before.failures, if now.duration_since(before.ended) < QUIET_AFTER { before.writes } else { 0 })
         });
         let (failures, writes) = if success { (0, written + 1) } else { (failed + 1, written) };
-        let pause = match subject {
-            _ if !success => add_jitter(PAUSES.pause_after(failures), jitter),
-            Subject::Pool(_) => POOL_PAUSE,
+        let delay = match subject {
+            _ if !success => add_jitter(DELAYS.delay_after(failures), jitter),
+            Subject::Pool(_) => POOL_DELAY,
             // Many Services may join one record, each with a write.
-            Subject::Record(_) if writes > FREE_WRITES => FIRST_PAUSE,
-            _ if writes > FREE_WRITES => add_jitter(PAUSES.pause_after(writes - FREE_WRITES), jitter),
+            Subject::Record(_) if writes > FREE_WRITES => FIRST_DELAY,
+            _ if writes > FREE_WRITES => add_jitter(DELAYS.delay_after(writes - FREE_WRITES), jitter),
             _ => Duration::ZERO,
         };
-        self.0.insert(subject.clone(), Attempts { ended: now, pause, failures, writes });
+        self.0.insert(subject.clone(), Attempts { ended: now, delay, failures, writes });
         match (failed, failures) {
             (0, 1) => AttemptNews::Failing,
             (2.., 0) => AttemptNews::Recovered,
@@ -85,13 +85,13 @@ impl Backoff {
     /// When the next attempt may start, if that is in the future.
     pub(crate) fn not_before(&self, subject: &Subject, now: Instant) -> Option<Instant> {
         let attempts = self.0.get(subject)?;
-        Some(attempts.ended + attempts.pause).filter(|until| *until > now)
+        Some(attempts.ended + attempts.delay).filter(|until| *until > now)
     }
 
     /// Removes entries without effect: quiet subjects, and failures of subjects that are not pending.
     pub(crate) fn prune(&mut self, now: Instant, is_pending: impl Fn(&Subject) -> bool) {
         self.0.retain(|subject, attempts| {
-            now.duration_since(attempts.ended) < QUIET_AFTER.max(attempts.pause)
+            now.duration_since(attempts.ended) < QUIET_AFTER.max(attempts.delay)
                 || (attempts.failures > 0 && is_pending(subject))
         });
     }
@@ -107,23 +107,23 @@ mod tests {
     }
 
     #[test]
-    fn pauses_double_up_to_the_longest_until_success() {
+    fn delays_double_up_to_the_longest_until_success() {
         let (mut backoff, now) = (Backoff::default(), Instant::now());
         let mut news = Vec::new();
-        let mut pauses = Vec::new();
+        let mut delays = Vec::new();
         for _ in 0..12 {
             news.push(backoff.record_end(&web(), false, now, 1.0));
-            pauses.push(backoff.not_before(&web(), now).map(|until| (until - now).as_millis()));
+            delays.push(backoff.not_before(&web(), now).map(|until| (until - now).as_millis()));
         }
         assert_eq!(news[..2], [AttemptNews::Failing, AttemptNews::None]);
-        assert_eq!(pauses[..3], [Some(50), Some(100), Some(200)]);
-        assert_eq!(pauses[11], Some(30_000));
+        assert_eq!(delays[..3], [Some(50), Some(100), Some(200)]);
+        assert_eq!(delays[11], Some(30_000));
         assert_eq!(backoff.record_end(&web(), true, now, 1.0), AttemptNews::Recovered);
         assert_eq!(backoff.not_before(&web(), now), None);
     }
 
     #[test]
-    fn repeated_writes_need_pauses_until_a_quiet_period() {
+    fn repeated_writes_are_delayed_until_a_quiet_period() {
         let (mut backoff, mut now) = (Backoff::default(), Instant::now());
         for write in 1..=2 * FREE_WRITES {
             let news = backoff.record_end(&web(), true, now, 1.0);
@@ -143,7 +143,7 @@ mod tests {
         for write in 1..=40 {
             assert_eq!(backoff.record_end(&address, true, now, 1.0), AttemptNews::None, "write {write}");
             let until = backoff.not_before(&address, now);
-            assert_eq!(until, (write > FREE_WRITES).then(|| now + FIRST_PAUSE));
+            assert_eq!(until, (write > FREE_WRITES).then(|| now + FIRST_DELAY));
             now += Duration::from_millis(60);
         }
     }
@@ -153,8 +153,8 @@ mod tests {
         let (mut backoff, now) = (Backoff::default(), Instant::now());
         let pool = Subject::Pool("lan".into());
         backoff.record_end(&pool, true, now, 1.0);
-        assert_eq!(backoff.not_before(&pool, now), Some(now + POOL_PAUSE));
-        assert_eq!(backoff.not_before(&pool, now + POOL_PAUSE), None);
+        assert_eq!(backoff.not_before(&pool, now), Some(now + POOL_DELAY));
+        assert_eq!(backoff.not_before(&pool, now + POOL_DELAY), None);
     }
 
     #[test]

@@ -18,7 +18,7 @@ impl Backoff {
     /// Counts a failure and returns the delay before the next attempt.
     pub fn fail(&mut self) -> Duration {
         self.failures = self.failures.saturating_add(1);
-        self.pause_after(self.failures)
+        self.delay_after(self.failures)
     }
 
     /// Counts a success: the delay after the next failure is the first one again.
@@ -27,7 +27,7 @@ impl Backoff {
     }
 
     /// The delay after this number of failures in a row. With 0 failures it is the first delay too.
-    pub fn pause_after(&self, failures: u32) -> Duration {
+    pub fn delay_after(&self, failures: u32) -> Duration {
         // 16 doublings of the shortest delay in use, 50 ms, make almost an hour.
         let doublings = failures.saturating_sub(1).min(16);
         self.first.saturating_mul(1 << doublings).min(self.longest)
@@ -37,8 +37,8 @@ impl Backoff {
 /// Spreads a delay over its upper half. A `jitter` of 0 gives half the delay, 1 the whole.
 ///
 /// Clients that lost the same server together then do not all return together.
-pub fn add_jitter(pause: Duration, jitter: f64) -> Duration {
-    pause.mul_f64(0.5 + jitter / 2.0)
+pub fn add_jitter(delay: Duration, jitter: f64) -> Duration {
+    delay.mul_f64(0.5 + jitter / 2.0)
 }
 
 #[cfg(test)]
@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_double_up_to_the_longest() {
+    fn delays_double_up_to_the_longest() {
         for (first, longest, expected) in [
             (50, 30_000, vec![50, 100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 25_600, 30_000, 30_000]),
             (100, 250, vec![100, 200, 250, 250]),
@@ -66,11 +66,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_jittered_pause_stays_within_its_upper_half(failures in any::<u32>(), jitter in 0.0..=1.0f64) {
+        fn jittered_delay_stays_within_its_upper_half(failures in any::<u32>(), jitter in 0.0..=1.0f64) {
             let (first, longest) = (Duration::from_millis(50), Duration::from_secs(30));
-            let pause = Backoff::new(first, longest).pause_after(failures);
-            prop_assert!((first..=longest).contains(&pause));
-            prop_assert!((pause / 2..=pause).contains(&add_jitter(pause, jitter)));
+            let delay = Backoff::new(first, longest).delay_after(failures);
+            prop_assert!((first..=longest).contains(&delay));
+            prop_assert!((delay / 2..=delay).contains(&add_jitter(delay, jitter)));
         }
     }
 }
