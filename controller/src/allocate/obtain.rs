@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crds::load_balancer_ip::MAX_HOLDERS;
-use crds::{Holder, Key, Record, Service};
+use crds::{Key, Record, Service};
 
 use crate::allocate::allocation::{Acquisition, Search, Unavailable};
 use crate::allocate::refusal::{InUse, Refusal};
@@ -72,8 +72,8 @@ impl ClusterIndex {
         Ok(())
     }
 
-    /// Checks whether a Service can join an existing record: the reservation of the record must permit the Service, and
-    /// the Service must fit with the holders that stay.
+    /// Checks whether a Service can join an existing record. The reservation of the record must permit the Service, and
+    /// the Service must fit with the holders that stay. Promises to other Services count towards the maximum.
     fn join(&mut self, service: &Service, record: &Arc<Record>) -> Result<Acquisition, Unavailable> {
         let lb_ip = record.address;
         if record.deleting {
@@ -86,7 +86,8 @@ impl ClusterIndex {
             return Err(Refusal::AddressReserved(lb_ip).into());
         }
         let standings = self.standings(record);
-        let mut staying = 0;
+        // Services that the Service would share the address with.
+        let mut others = Vec::new();
         let mut has_leaving_holder = false;
         for (holder, standing) in record.holders.iter().zip(standings.iter()) {
             let other = holder.service();
@@ -107,20 +108,18 @@ impl ClusterIndex {
                 Standing::Unreadable => Some(Clash::Unreadable),
                 Standing::Stays => self.objects.services().get(&other).and_then(|other| clash(service, other)),
             };
-            staying += 1;
             match clash {
-                None => {}
+                None => others.push(other),
                 Some(_) if sharing::key(service).is_none() => return Err(in_use(lb_ip, InUse::Service(other))),
                 Some(clash) => return Err(Refusal::SharingConflict(lb_ip, other, clash).into()),
             }
         }
-        if has_leaving_holder || (staying == 0 && !record.is_reservation()) {
+        if has_leaving_holder || (others.is_empty() && !record.is_reservation()) {
             return Err(in_use(lb_ip, InUse::Withdrawn));
         }
-        let joining = self.promises.get(&lb_ip).filter(|other| **other != service.key).count();
-        if staying + joining >= MAX_HOLDERS {
-            let first = record.holders.first().map_or_else(|| service.key.clone(), Holder::service);
-            return Err(Refusal::SharingConflict(lb_ip, first, Clash::Full).into());
+        others.extend(self.promises.get(&lb_ip).filter(|other| **other != service.key).cloned());
+        if others.len() >= MAX_HOLDERS {
+            return Err(Refusal::SharingConflict(lb_ip, others.swap_remove(0), Clash::Full).into());
         }
         Ok(Acquisition::Join)
     }

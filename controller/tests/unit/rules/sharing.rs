@@ -1,6 +1,7 @@
 //! Services that share an address.
 
 use super::*;
+use crds::load_balancer_ip::MAX_HOLDERS;
 
 #[test]
 fn new_services_with_one_key_share_an_address() {
@@ -69,6 +70,26 @@ fn shared_address_is_refused_without_the_same_key() {
     assert_eq!(ingress(&world, "a"), ["192.0.2.10"]);
     assert_eq!(reason(&world, "keyless"), "False AddressInUse");
     assert_eq!(reason(&world, "other"), "False SharingConflict");
+}
+
+#[test]
+fn refusal_names_another_service_when_all_holders_are_promised() {
+    let named = |n: u16| {
+        let mut service = sharing(&format!("s{n:03}"), n.into(), 1000 + n);
+        request_of(&mut service).addresses = vec![ip("192.0.2.10")];
+        service
+    };
+    let mut world = World::new([lan()], (0..=MAX_HOLDERS as u16).map(named));
+    world.reserve(ip("192.0.2.10"), None);
+    let last = Subject::Service(World::key("s100"));
+    let series = plan(&world.snapshot).series.into_iter().find(|series| series.subject == last).expect("a series");
+    let message = "192.0.2.10 can't be shared with Service default/s000, which shares it with the maximum number of \
+                   Services already; request another address, or change one of the two Services";
+    let Some(Effect::Event(event)) = series.effects.last() else { panic!("{series:?}") };
+    assert_eq!((event.reason, event.message.as_str()), ("AllocationFailed", message));
+    world.settle();
+    assert_eq!(condition(&world, "s100"), format!("False SharingConflict: {message}"));
+    assert_eq!(holders(&world, "192.0.2.10").0.len(), MAX_HOLDERS);
 }
 
 #[test]
