@@ -1,8 +1,8 @@
 //! The cost of finding and taking the next address of a pool.
 //!
 //! `cargo bench -p controller --bench allocate` prints the nanoseconds of one `next_address` and `take` for each kind
-//! of pool: the median, the minimum and the maximum of all rounds. With `-- --json` it prints one line of JSON with all
-//! rounds instead.
+//! of pool. Each line has the median, the minimum and the maximum of all rounds. With `-- --json` it prints one line of
+//! JSON with all rounds instead.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints its results")]
 

@@ -2,11 +2,13 @@
 //!
 //! Service and cluster → [`Allocation`]. How it is written to the API server is decided in [`crate::plan`].
 //!
-//! A Service keeps its addresses while it has the same UID, is ours, does not request others and fits with the Services
-//! it shares with, even if the pool is gone or would no longer assign them. The only exception is an address that
-//! another host on the LAN used before its first announcement ([`crate::allocate::quarantine`]). New addresses are
-//! assigned in the order of [`Rank`], and within a rank the oldest Service is first (by creation time, then namespace
-//! and name). So a request by name comes before a Service that takes any address.
+//! A Service keeps its addresses while it has the same UID, is ours and requests no others. It keeps them even if their
+//! pool is gone or would no longer assign them. There are two exceptions. A Service that no longer fits with the other
+//! holders of a shared address loses it. A Service leaves an address that another host on the LAN used before the first
+//! announcement ([`crate::allocate::quarantine`]).
+//!
+//! New addresses are assigned in the order of [`Rank`], and within a rank the oldest Service is first (by creation
+//! time, then namespace and name). So a request by name comes before a Service that takes any address.
 //!
 //! Only LoadBalancerIPs are trusted. The status of a Service is not: the API server clears it when the type changes,
 //! and every client with write access can forge it.
@@ -243,9 +245,9 @@ impl ClusterIndex {
         held
     }
 
-    /// For each slot of a request, the address that the Service holds for it. If several fit (after a crash in the
-    /// middle of a change, or when fewer are requested than before), the addresses in its status come first, so that
-    /// users see no change.
+    /// For each slot of a request, the address that the Service holds for it. Several addresses can fit: after a crash
+    /// in the middle of a change, or when fewer are requested than before. Then addresses without a conflict come
+    /// first, and of these the addresses in the status, so that users see no change.
     fn held_options(
         &self,
         service: &Service,
@@ -308,8 +310,8 @@ impl ClusterIndex {
         pool.admits(&service.key.namespace, labels, &service.labels)
     }
 
-    /// An address of this family that is meant for the Service: reserved for it, shared under its key, or released by
-    /// it and still in cool-down.
+    /// An address of this family for the Service: reserved for it, shared under its key, or in cool-down since it
+    /// released the address.
     fn find_known(
         &mut self,
         search: &Search<'_>,
@@ -378,7 +380,7 @@ impl ClusterIndex {
         let none = BTreeMap::new();
         let usage = self.quota_usage(pool.name(), &search.service.key.namespace).unwrap_or(&none);
         let is_of_pool = |lb_ip: &IpAddr| self.pools.pool_of(*lb_ip).is_some_and(|of| of.index == pool.index);
-        // Addresses that become free, because no other Service of the namespace has them.
+        // Released addresses that no other Service of the namespace has: they no longer count.
         let spare =
             search.spare.iter().copied().filter(is_of_pool).filter(|spare| usage.get(spare) == Some(&1)).count();
         let found = search.new_addresses().filter(is_of_pool).filter(|found| !usage.contains_key(found)).count();
@@ -424,7 +426,7 @@ impl HeldOption {
     }
 }
 
-/// The targets of the slots whose address the Service should not leave.
+/// For each slot, its held address as a target, unless there is none or the Service should leave it.
 fn staying_targets(options: &[Option<HeldOption>]) -> Vec<Option<Target>> {
     options.iter().map(|option| option.filter(|option| !option.should_leave).map(HeldOption::target)).collect()
 }

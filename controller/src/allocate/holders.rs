@@ -27,7 +27,8 @@ struct Remaining {
 }
 
 impl ClusterIndex {
-    /// The write that updates the holders in the record of this address; `None` if the record is up to date.
+    /// The write that updates the holders in the record of this address; `None` if the record is up to date, or if no
+    /// series of its own may write it now.
     pub(crate) fn reconcile_holders(&mut self, lb_ip: IpAddr, now: Timestamp) -> Option<Effect> {
         let record = self.objects.records().get(&lb_ip)?.clone();
         if record.deleting || self.unreadable.records.contains(&lb_ip) {

@@ -4,8 +4,8 @@
 //! The conflicts that nodes report (`status.conflicts` of a LoadBalancerIP) → which Services move. Clients may use an
 //! address that has been announced, so its Service keeps the address, whatever conflicts follow. An address that was
 //! never announced, because a host answered the probes of the nodes, has no clients yet. So a Service that takes any
-//! address gets another one, and the address in conflict goes into quarantine: it is assigned to no Service until the
-//! quarantine ends, and is then tried again.
+//! address gets another one, and the address in conflict goes into quarantine. Until the quarantine ends, no Service
+//! gets the address. Then it can be assigned again.
 //!
 //! Moves are limited, for each Service and in the cluster. A router that answers for every address (proxy ARP) would
 //! otherwise drive all Services through all pools. A Service that cannot move keeps its address and reports the
@@ -77,8 +77,8 @@ impl ClusterIndex {
             || self.quarantined.keys().filter(was_left_by_service).count() >= MAX_MOVES
     }
 
-    /// The effects that put a record into quarantine when its Service leaves it; `None` if no conflict makes
-    /// the Service leave.
+    /// The effects that put a record into quarantine when its Service leaves it; `None` if no conflict makes the
+    /// Service leave.
     pub(crate) fn quarantine_effects(&self, service: &Service, record: &Record, now: Timestamp) -> Option<[Effect; 2]> {
         if !is_exclusive(record) || record.deleting || self.is_move_limit_reached(service) {
             return None;

@@ -1,6 +1,6 @@
 //! Why a Service does not get an address: a reason for machines, and a sentence with the fix.
 //!
-//! No sentence contains a value that changes while the reason stays the same, such as a count: each change would cause
+//! No sentence contains a value that changes while the reason stays the same, such as a count. Each change would cause
 //! a write and an event.
 
 use std::fmt;
@@ -20,11 +20,11 @@ pub enum Refusal {
     NoPool,
     /// No pool assigns addresses of this family to the Service automatically; these pools assign them on request.
     NoAutomaticPool(Family, Vec<String>),
-    /// All addresses of this family in these pools are in use.
+    /// No address of this family is free in these pools.
     PoolsExhausted(Family, Vec<String>),
     /// The requested pool does not exist.
     PoolNotFound(String),
-    /// All addresses of this family in the requested pool are in use.
+    /// No address of this family is free in the requested pool.
     PoolExhausted(Family, String),
     /// The pool does not admit the Service.
     PoolNotAllowed(String),

@@ -1,12 +1,13 @@
 //! Which Services may share an address.
 //!
 //! Two Services → whether they fit, and if not, why. They fit if they have the same key, no common port of one protocol
-//! and compatible traffic policies, and are in one namespace or consent to each other. Two policies are compatible if
-//! both are Cluster, or if both are Local and the Services have the same endpoints: only then can one announcing node
-//! serve both.
+//! and compatible traffic policies. Services of two namespaces must also consent to each other.
 //!
-//! The holders of an address → which of them stay. The record keeps a fingerprint of each holder's terms. So if two
-//! holders no longer fit, the one that changed has to leave, whichever controller decides, and whenever.
+//! Two policies are compatible if both are Cluster. Two Local policies are compatible if the Services are in one
+//! namespace and select the same pods: only then can one announcing node serve both.
+//!
+//! The holders of an address → which of them stay. If two holders no longer fit, the one that changed has to leave. The
+//! record keeps a fingerprint of each holder's terms, so every controller decides this in the same way at any time.
 
 use std::fmt;
 
@@ -27,7 +28,7 @@ pub enum Clash {
     Namespaces,
     /// The other Service is unreadable.
     Unreadable,
-    /// The address has the maximum number of holders.
+    /// The address has the maximum number of holders, Services that are about to join included.
     Full,
 }
 
@@ -151,7 +152,7 @@ pub(crate) enum Standing {
     Unreadable,
     /// The holder has to leave, because it does not fit with this Service.
     Clashes(Key, Clash),
-    /// The Service of the holder does not exist, or may not hold addresses.
+    /// The Service of the holder does not exist or may not hold addresses, or the record names it more than once.
     Gone,
 }
 
@@ -344,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn repeated_holder_counts_once() {
+    fn repeated_holder_counts_only_once() {
         let web = service("web", 1);
         let holder = crate::fixtures::holder("web");
         let standings = standings(&[holder.clone(), holder], |_| HolderState::Service(&web));
