@@ -1,10 +1,13 @@
 //! The application of a series: each effect after the one before.
 //!
-//! Answers of the API server are stored at once, so that the next plan sees the writes of the last one. Every write is
-//! conditional: a creation on the absence of the record, a deletion on its UID, a patch on the version that was read.
-//! So a write that arrives late, twice, or from a former leader changes nothing, and the next plan recovers a lost
-//! answer. For the same reason it is cancel safe. Each write is checked against the write fence when it is sent: a
-//! process that was suspended in the middle of a series writes nothing when it resumes.
+//! Answers of the API server are stored at once, so that the next plan sees the writes of the last one.
+//!
+//! Every write is conditional: a creation on the absence of the record, a deletion on its UID, a patch on the version
+//! that was read. So a write that arrives late, twice, or from a former lease holder overwrites no other write, and the
+//! next plan recovers a lost answer. For the same reason, the application of a series is cancel safe.
+//!
+//! Each write is checked against the write fence when it is sent. So a process that resumes in the middle of a series
+//! writes nothing if another controller may hold the Lease by then.
 
 use std::fmt::Debug;
 use std::net::IpAddr;
@@ -24,8 +27,8 @@ use crate::metrics::{Metrics, Outcome, Write};
 use crate::plan::effect::{Effect, Event, PoolPatch, RecordPatch, Series, ServicePatch, load_balancer_ip};
 use crate::state::stores::Stores;
 
-/// How long a request waits for its answer. (The limit of the API server is 60 s, and the limit of its admission
-/// webhooks is 10 s.)
+/// How long a request waits for its answer. (By default, the limit of the API server is 60 s, and the limit of each of
+/// its admission webhooks is 10 s.)
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Applies series.
@@ -147,7 +150,8 @@ impl Applier {
                 }
                 tracing::info!(%lb_ip, "withdrawn");
             }
-            // A Service has joined the record, or the record no longer exists.
+            // The record has another version, for example because a Service has joined it, or another record has
+            // replaced it.
             Err(failure) if failure.code() == Some(409) && resource_version.is_some() => {
                 read_again(&api, &name).await?.iter().for_each(|current| self.stores.put_record(current));
                 return Err(Failure::Changed);
@@ -253,7 +257,7 @@ fn has_finalizers(object: &LoadBalancerIP) -> bool {
     object.metadata.finalizers.as_ref().is_some_and(|finalizers| !finalizers.is_empty())
 }
 
-/// A write in the message of its failure.
+/// How the message of its failure names a write.
 fn action(kind: Write) -> &'static str {
     match kind {
         Write::CreateRecord => "creating its LoadBalancerIP",

@@ -1,4 +1,4 @@
-//! Participation in the leader election by Lease, and the write fence of the leader.
+//! Participation in the leader election by Lease, and the write fence of the lease holder.
 //!
 //! ```text
 //! API server --watch--> run_election --> Candidate (pure) --request--> API server
@@ -38,7 +38,7 @@ const NAME: &str = "landfall-controller";
 /// Our name in `metadata.managedFields`.
 const FIELD_MANAGER: &str = "landfall-election";
 
-/// How long a request waits for its answer. After it, a renewal has time for a second attempt.
+/// How long a request waits for its answer. It leaves a renewal time for a second attempt.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The longest delay between two watches.
@@ -83,7 +83,7 @@ impl WriteFence {
 }
 
 /// Takes part in the election until `resign_rx` fires, then releases the Lease within [`RELEASE_TIMEOUT`]. Each term
-/// has its own fence. `instance` makes the holder readable; a random part is appended.
+/// has its own fence. The identity of this candidate in the Lease is `instance` with a random part.
 pub(crate) async fn run_election(
     client: Client,
     namespace: String,
@@ -138,11 +138,11 @@ pub(crate) async fn run_election(
     }
 }
 
-/// The current leader, as published to the main loop and the log.
+/// The current lease holder, as published to the main loop and the log.
 struct Leadership {
     identity: String,
     fence: Option<WriteFence>,
-    /// The leader that was logged last.
+    /// The lease holder that was logged last.
     leader: Option<String>,
     fence_tx: watch::Sender<Option<WriteFence>>,
 }
@@ -237,7 +237,7 @@ fn lease_spec(entry: &Entry, now: Timestamp) -> coordination::LeaseSpec {
     }
 }
 
-/// `None` if the object has no version, which no API server sends.
+/// `None` if the object has no version. (Each object of an API server has one.)
 fn parse_lease(object: &coordination::Lease) -> Option<Lease> {
     let spec = object.spec.clone().unwrap_or_default();
     let seconds = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());

@@ -1,9 +1,10 @@
 //! Events, as `kubectl describe` and `kubectl events` show them (events.k8s.io/v1).
 //!
-//! One task reads a bounded channel and sends one request at a time, so that events never delay allocations. Repeated
-//! events are written at long intervals ([`RecentEvents`]). (kube's Recorder would count repetitions in the
-//! event, but it searches all events of six minutes for each new one, and has no bound.) An event that cannot be
-//! written is dropped.
+//! One task reads a bounded channel and sends one request at a time, so that events never delay allocations. An event
+//! that cannot be written is dropped.
+//!
+//! Repeated events are written at long intervals ([`RecentEvents`]). The Recorder of kube would count repetitions in
+//! the event. For each new event, however, it searches all events of six minutes, and their number has no bound.
 
 use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -37,8 +38,8 @@ const MAX_NOTE: usize = 1024;
 /// them for an hour.
 const QUIET: Duration = Duration::from_secs(5 * 60);
 
-/// Maximum number of remembered events, of about 40 bytes each: enough for a burst of 10k Services, and as many as fit
-/// into a table of 2¹⁴ slots.
+/// Maximum number of remembered events, of about 40 bytes each: the capacity of a table of 2¹⁴ slots. It is enough for
+/// a burst of 10k Services.
 const REMEMBERED: usize = 14_336;
 
 /// Writes events until the channel closes. Drops them while this controller does not lead.

@@ -11,9 +11,9 @@
 //!   the change earlier, so they wait longer than that.
 //! - A Lease without a holder is free at once. A clean stop leaves such a Lease behind.
 //!
-//! If the Lease is deleted by hand, two candidates may lead until the former leader notices: a candidate that has just
-//! started cannot know the former Lease. All writes of a leader are conditional, so the two can only contradict each
-//! other.
+//! A candidate that has just started cannot know a Lease that was deleted by hand before. So two candidates may lead
+//! until the former lease holder observes the new Lease. All their writes are conditional, so they may undo each
+//! other's decisions, but neither overwrites a change that it has not observed.
 
 use std::time::{Duration, Instant};
 
@@ -67,7 +67,7 @@ pub(crate) enum Answer {
     Lease(Lease),
     /// The Lease does not exist.
     Absent,
-    /// The Lease has another version. Nothing changed.
+    /// The Lease has another version, or exists already. Nothing changed.
     Conflict,
     /// It is unknown whether anything changed.
     Failed,
@@ -84,7 +84,7 @@ pub(crate) enum Next {
     Done,
 }
 
-/// A process that wants to lead.
+/// A process that takes part in the election.
 #[derive(Debug, Default)]
 pub(crate) struct Candidate {
     identity: String,

@@ -174,9 +174,12 @@ const LATENCY: u64 = 10;
 /// The timeout of a request, in ms, as in the election.
 const ANSWER_TIMEOUT: u64 = 2_000;
 
-/// How soon after the last fault a candidate must lead, in ms. This is a sum: the duration of a Lease that was renewed
-/// at the last moment, by the slowest clock; a request without an answer, and the pause after it; one request that
-/// reads the Lease, and one that writes it.
+/// The maximum time from the last fault until a candidate leads, in ms. It is the sum of
+///
+/// - the duration of a Lease that was renewed at the last moment, by the slowest clock
+/// - the timeout of a request without an answer, by the slowest clock
+/// - the delay after that request
+/// - one request that reads the Lease, and one that writes it
 const BOUND: u64 = 6_000 * 106 / 100 + ANSWER_TIMEOUT * 106 / 100 + 600 + 10 * STEP;
 
 /// A fault of a candidate.
