@@ -16,10 +16,15 @@
 //! | `apply` | application of the effects, events, leader election |
 //! | `run`, `metrics` | the main loop; metrics for Prometheus |
 //!
-//! Required permissions: list and watch Services, EndpointSlices, Namespaces, Nodes, NodeNetworks, IPAddressPools,
-//! L2Advertisements and LoadBalancerIPs; get Services, IPAddressPools and LoadBalancerIPs; patch `services/status` and
-//! `ipaddresspools/status`; create, patch and delete LoadBalancerIPs; create events (events.k8s.io); get, watch, create
-//! and patch the Lease.
+//! Required permissions:
+//!
+//! - list and watch Services, EndpointSlices, Namespaces, Nodes, NodeNetworks, IPAddressPools, L2Advertisements and
+//!   LoadBalancerIPs
+//! - get Services, IPAddressPools and LoadBalancerIPs
+//! - patch `services/status` and `ipaddresspools/status`
+//! - create, patch and delete LoadBalancerIPs
+//! - create events (events.k8s.io)
+//! - get, watch, create and patch the Lease
 
 #![forbid(unsafe_code)]
 

@@ -1,15 +1,15 @@
 //! Plans: the writes after which the objects in the API server show which Service has which address.
 //!
-//! Cluster → [`Plan`]. A plan depends only on observed objects and on the series in flight. Once its effects are
-//! applied, the next plan is empty. So the next plan repairs the result of a crash, a lost response or a foreign write
-//! between any two effects. The planner updates promises and dirty keys in the index, and reads no clock.
+//! Cluster → [`Plan`]. A plan depends only on observed objects and on the series in flight. So the next plan repairs
+//! the result of a crash, a lost response or a foreign write between any two effects. When nothing is left to write, a
+//! plan is empty. The planner updates promises and dirty keys in the index, and reads no clock.
 //!
 //! The order of effects within one [`Series`] matters:
 //!
 //! - Allocation: the LoadBalancerIP first, then one write of finalizer, addresses and condition of the Service. Until
 //!   the second write, the LoadBalancerIP itself ensures the cleanup, because it names the Service as its holder.
 //!   (KEP-980 requires a finalizer before provisioning; a record of our own has the same purpose and saves a write.)
-//! - Release: the LoadBalancerIP is deleted, so that no node announces the address, then status and finalizer are
+//! - Release: the LoadBalancerIP is deleted, so that no node announces the address. Then status and finalizer are
 //!   cleared (KEP-980).
 //! - Change of address: the new address is created and shown before the old one is withdrawn or quarantined.
 //!
@@ -222,9 +222,10 @@ impl ClusterIndex {
         allocation
     }
 
-    /// Adds a series to the plan, or revokes the earlier one if there are no effects. If a series of the subject has
-    /// started, or the new one collides with a started one, the subject stays dirty instead, and is planned when that
-    /// series ends.
+    /// Adds a series to the plan. Without effects, it revokes the earlier series of the subject instead.
+    ///
+    /// If a series of the subject has started, or if the new series collides with a started one, nothing is added. The
+    /// subject stays dirty, and is planned when that series ends.
     fn emit(&mut self, plan: &mut Plan, subject: Subject, effects: Vec<Effect>) {
         if self.is_busy(&subject) {
             return self.dirty.add(subject);

@@ -8,6 +8,8 @@
 //! election (2 tasks) --write fence--> main loop, each write
 //! ```
 //!
+//! An eighth task watches EndpointSlices, once a condition needs them.
+//!
 //! One of several controllers leads: the lease holder. The others only watch, so the next lease holder knows the
 //! cluster from the start. A controller that loses the Lease drops the series in flight, and waits until it leads
 //! again.
@@ -16,9 +18,9 @@
 //! concurrently, so a slow write delays no other subject. At most one series of a subject is in flight. A planned
 //! series that cannot start yet stays in the queue until a newer plan replaces it.
 //!
-//! A plan usually takes microseconds, and each wake is handled at once: nothing delays the first write for a new
-//! Service, or the write that follows from the answer to it. Only a plan that took long (for example, after a change of
-//! pools) is followed by a pause.
+//! A plan usually takes microseconds, and each wake is handled at once. So nothing delays the first write for a new
+//! Service, or the second write, which follows from the answer. Only a plan that took long (for example, after a change
+//! of pools) is followed by a pause.
 //!
 //! A shutdown waits briefly for the answers to writes in flight. Dropping the future of [`run`] stops all tasks without
 //! waiting. In both cases the next start of a controller recovers unfinished work.

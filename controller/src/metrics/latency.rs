@@ -1,7 +1,7 @@
 //! How long Services wait for their addresses.
 //!
 //! Observed Services, the local monotonic time → how long a Service waited, when it has its addresses. A refusal ends
-//! the measurement: the time after it depends on people.
+//! the measurement: the time after it depends on users.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

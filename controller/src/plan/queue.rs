@@ -5,8 +5,8 @@
 //! ([`Series::is_deferrable`]) start after all others.
 //!
 //! The starts of urgent series, and the time → whether a deferrable series may start now. When a node dies, thousands
-//! of addresses may move, and each move is a status-only write. These writes must never delay an allocation, so they
-//! start one after the other: slowly while urgent series start, faster otherwise.
+//! of addresses may move, and each move is a status-only write. These writes must never delay an allocation, so only a
+//! few of them start per second while urgent series start, and more otherwise.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ const IDLE_AFTER: Duration = Duration::from_millis(250);
 /// The interval between deferrable series while idle: 200 per second, so 5,000 moved addresses take 25 s.
 const IDLE_INTERVAL: Duration = Duration::from_millis(5);
 
-/// The interval while busy: 20 per second. An API server takes some hundred writes per second.
+/// The interval while busy: 20 per second. An API server takes some hundreds of writes per second.
 const BUSY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Planned series that have not started.
