@@ -126,10 +126,13 @@ impl Free {
         }
     }
 
-    /// The next address of `pool` for a Service that requests none by name: the address in cool-down that it released
-    /// last, else the first free address, else the address with the oldest cool-down. The address is not marked as
-    /// used.
-    /// `pool` must be one of the pools that this was built from.
+    /// The next address of `pool` for a Service that requests none by name:
+    ///
+    /// 1. the address in cool-down that the Service released last;
+    /// 2. without such an address, the first free one;
+    /// 3. without a free one, the address with the oldest cool-down.
+    ///
+    /// The address is not marked as used. `pool` must be one of the pools that this was built from.
     pub fn next_address(&mut self, pool: &Pool, family: Family, service: &Key, now: Timestamp) -> Option<IpAddr> {
         self.expire_cooldowns(now);
         let space = &self.spaces[pool.index][family];

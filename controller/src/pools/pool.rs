@@ -2,8 +2,8 @@
 //!
 //! IPAddressPools and [`Occupied`] → [`Pools`], which contains a [`Pool`] for each of them. If pools share addresses,
 //! these belong to the older pool (by creation time, then name), and the other pool serves the rest. An unreadable
-//! range is reported, and the other ranges serve. The cost does not depend on the number of addresses: a range is two
-//! of them.
+//! range is reported, and the other ranges serve. The cost does not depend on the number of addresses: a range is
+//! stored as its first and its last address.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -242,8 +242,8 @@ struct ParsedRange {
 }
 
 impl ParsedRange {
-    /// The ends that are assigned on request only: first and last address in IPv4, and only the first one in IPv6,
-    /// which has no broadcast address.
+    /// The ends that are assigned on request only: first and last address in IPv4, and the first address in IPv6. (IPv6
+    /// has no broadcast address.)
     fn ends(&self) -> impl Iterator<Item = IpAddr> {
         let ends = [Some(self.range.first()), self.range.is_ipv4().then_some(self.range.last())];
         ends.into_iter().flatten().filter(|_| self.is_network)

@@ -33,7 +33,7 @@ impl PoolSelector {
         let service_selectors = parse_selectors(&spec.service_selectors, "serviceSelectors", &mut invalid);
         let mut namespaces = spec.namespaces.clone();
         namespaces.sort();
-        // Pools with zero, the default, are tried last.
+        // Priority 0, the default, comes after all others.
         let priority = if spec.priority == 0 { i32::MAX } else { spec.priority };
         (Self { priority, namespaces, namespace_selectors, service_selectors }, invalid)
     }
@@ -112,8 +112,8 @@ mod tests {
         let team = json!([{"matchLabels": {"team": "a"}}]);
         let web = json!([{"matchLabels": {"app": "web"}}, {"matchLabels": {"app": "api"}}]);
         let bad = json!([{"matchExpressions": [{"key": "team", "operator": "Like", "values": ["a"]}]}]);
-        // Which of the Services `web` (app=web) and `any` (no labels) are admitted in each of the namespaces n1
-        // (named), n2 (team=a), n3 (neither) and n4 (labels unknown).
+        // For each namespace, the admitted ones of the Services `web` (app=web) and `any` (no labels). The namespace n1
+        // is named, n2 has the label team=a, n3 has no label, and the labels of n4 are unknown.
         for (spec, admitted) in [
             (json!({}), ["web any", "web any", "web any", "web any"]),
             (json!({"priority": 7}), ["web any", "web any", "web any", "web any"]),
