@@ -8,13 +8,15 @@
 //! | a Service | the Service, its records, and the Services that request their addresses |
 //! | a Service that shares | also the other holders of its records, and the waiting Services |
 //! | a record | the record, its holders before and now, and the Services that request its address |
-//! | space becomes free, or none is left | the waiting Services |
+//! | space becomes free, or none is left in a pool or a quota | the waiting Services |
 //! | labels of a namespace | its Services |
-//! | pools, nodes, gateways | everything; if only the status of a pool differs, that pool |
+//! | pools, addresses of nodes and gateways | everything; if only the status of a pool differs, that pool |
+//! | the first NodeNetwork | everything |
 //! | the end of a series | its subject |
-//! | announcers or conflicts of an address | its holders |
+//! | announcers or conflicts of an address, or the existence of a node that they name | the holders of the address |
 //! | advertisements, endpoints, nodes, pools | the Services with an unannounced address |
 //! | the grace period of an unannounced address ends | its holders |
+//! | a quarantine ends | the record |
 //!
 //! An address that a plan assigns is promised until its record exists: no other Service gets it. The next decision
 //! about the Service replaces its promises.
@@ -118,9 +120,9 @@ pub(crate) struct Dirty {
     pub(crate) services: BTreeSet<Key>,
     pub(crate) records: BTreeSet<IpAddr>,
     pub(crate) pools: BTreeSet<String>,
-    /// The specs of pools, or `occupied`.
-    layout: bool,
-    /// The addresses of nodes and gateways.
+    /// Whether specs of pools or occupied addresses have changed, so that the pools must be built again.
+    specs: bool,
+    /// Whether addresses of nodes or gateways have changed, so that the occupied addresses must be collected again.
     occupied: bool,
 }
 
@@ -146,10 +148,10 @@ impl ClusterIndex {
         if std::mem::take(&mut self.dirty.occupied) {
             let networks = self.networks.iter().map(|(name, network)| (name.as_str(), &**network));
             let occupied = Occupied::new(self.objects.nodes().values().map(|node| &**node), networks);
-            self.dirty.layout |= occupied != self.occupied;
+            self.dirty.specs |= occupied != self.occupied;
             self.occupied = occupied;
         }
-        if !std::mem::take(&mut self.dirty.layout) {
+        if !std::mem::take(&mut self.dirty.specs) {
             return;
         }
         self.pools = Pools::new(self.pool_objects.values(), &self.occupied);

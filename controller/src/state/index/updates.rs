@@ -13,7 +13,8 @@ use super::{ClusterIndex, set_member};
 use crate::allocate::sharing;
 use crate::state::record::{holder_keys, quarantine_end, reserved_service};
 
-/// In all functions, `None` means that the object does not exist.
+/// In all functions, `None` means that the object does not exist. An unreadable object is passed in its last readable
+/// version; `None` if there is none.
 impl ClusterIndex {
     pub fn set_pool(&mut self, name: &str, object: Option<Arc<IPAddressPool>>) {
         self.dirty.pools.insert(name.to_owned());
@@ -21,8 +22,8 @@ impl ClusterIndex {
         if self.pool_objects.get(name).map(labels) != object.as_ref().map(labels) {
             self.recheck_unannounced();
         }
-        let is_same_layout = object.as_ref().is_some_and(|object| self.pools.replace_object(object));
-        self.dirty.layout |= !is_same_layout;
+        let is_same_spec = object.as_ref().is_some_and(|object| self.pools.replace_object(object));
+        self.dirty.specs |= !is_same_spec;
         let settings = object.as_deref().map(|object| Arc::new(PoolSettings::from(object)));
         self.objects.apply([Change::Pool(name.to_owned(), settings)]);
         replace(&mut self.pool_objects, name, object);
@@ -58,7 +59,6 @@ impl ClusterIndex {
         }
     }
 
-    /// If the Service is unreadable, `service` is its last readable version.
     pub fn set_service(&mut self, key: &Key, service: Option<Arc<Service>>, is_unreadable: bool) {
         let old = self.objects.services().get(key).cloned();
         self.objects.apply([Change::Service(key.clone(), service.clone())]);
@@ -91,7 +91,6 @@ impl ClusterIndex {
         self.dirty.waiting |= shares;
     }
 
-    /// If the record is unreadable, `record` is its last readable version.
     pub fn set_record(&mut self, lb_ip: IpAddr, record: Option<Arc<Record>>, is_unreadable: bool, now: Timestamp) {
         let was_used = self.is_used(lb_ip);
         let old = self.objects.records().get(&lb_ip).cloned();
