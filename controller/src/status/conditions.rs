@@ -40,7 +40,7 @@ impl ClusterIndex {
             return ((others.len() < conditions.len()).then_some(others), Vec::new());
         }
         let announced = self.announced_condition(allocation, now);
-        // Without a known announcer, nothing is known about forwarding.
+        // While it is too early to report `Announced`, it is too early for `Forwarding`.
         let forwarding = announced.as_ref().and_then(|_| self.forwarding_condition(allocation, now));
         let (mut changed, mut events) = (None::<Vec<Condition>>, Vec::new());
         for desired in announced.into_iter().chain(forwarding) {

@@ -1,5 +1,5 @@
 //! A small model of a settled cluster, for tests: slow and simple. It implements the rules independently of the code,
-//! and checks each address of these tests one by one.
+//! except those of sharing, and checks each address of these tests one by one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -44,7 +44,7 @@ pub(crate) fn has_blocking_conflict(record: &Record) -> bool {
 /// The rules, applied to one cluster.
 pub(crate) struct Model<'a> {
     snapshot: &'a Snapshot,
-    /// The pool of each address, and whether a range of the pool contains the address other than as a network end.
+    /// The pool of each address, and whether the address is an inner address of one of its ranges (no network end).
     owners: BTreeMap<IpAddr, (&'a IPAddressPool, bool)>,
     occupied: BTreeSet<IpAddr>,
 }

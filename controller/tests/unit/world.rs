@@ -86,7 +86,7 @@ impl World {
         }
     }
 
-    /// A node reports that another host on the LAN uses an address. It holds the address back if it was never
+    /// A node reports that another host on the LAN uses an address. The node holds back an address that was never
     /// announced.
     pub(crate) fn report_conflict(&mut self, address: IpAddr) {
         self.report(address, |record| {

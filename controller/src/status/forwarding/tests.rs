@@ -141,7 +141,7 @@ fn missing_announcer_is_reported_after_the_grace_period() {
 }
 
 #[test]
-fn only_mistakes_are_events() {
+fn only_mistakes_of_users_are_events() {
     let events = |problem| {
         let mut world = world();
         world.announce(ip("192.0.2.10"));

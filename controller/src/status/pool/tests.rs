@@ -40,8 +40,7 @@ fn status_counts_used_and_available_addresses() {
     let nodes = [node("n1", "192.0.2.5"), node("n2", "192.0.2.15")];
     let network = crds::NodeAddresses { addresses: vec![], gateways: vec![ip("192.0.2.6")] };
     let occupied = Occupied::new(nodes.iter().map(|node| &**node), [("n1", &network)]);
-    // 16 addresses: three are used, one is the broadcast address and that of a node, one is that of a node, and one is
-    // that of a gateway.
+    // Of 16 addresses, three are used. Two nodes and a gateway have one each. The broadcast address is one of these.
     let used = ["192.0.2.0", "192.0.2.3", "192.0.2.4", "2001:db8::7"];
     let [status] = statuses(&[lan], &occupied, &used).try_into().expect("one pool");
     let ready = ", except those of nodes or gateways: 192.0.2.5 of node n1, \
