@@ -93,8 +93,8 @@ pub const SELECTIONS: [Selection; 10] = [
 /// The name of the step that checks whether a kernel can run the lab.
 pub const DOCTOR: &str = "doctor";
 
-/// Checks of the doctor about the size of the machine. A guest is small.
-pub const SIZES: [&str; 3] = ["memory", "disk", "inotify instances"];
+/// Checks of the doctor that do not concern the kernel: a guest is small, and nothing is built there.
+pub const NO_MATTER_OF_THE_KERNEL: [&str; 5] = ["memory", "disk", "inotify instances", "cargo", "go"];
 
 /// The time after which a step is ended.
 pub const STEP_SECONDS: u32 = 600;

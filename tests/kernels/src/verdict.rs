@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use ci::libtest;
 
-use crate::catalog::{DOCTOR, KnownFailure, SIZES};
+use crate::catalog::{DOCTOR, KnownFailure, NO_MATTER_OF_THE_KERNEL};
 use crate::machine::GuestEnd;
 use crate::plan::Step;
 
@@ -105,8 +105,8 @@ fn read_doctor(section: &str, verdict: &mut Verdict) {
         match outcome.trim() {
             "ok" => verdict.passed += 1,
             "untried" => drop(verdict.skipped.insert(name, line.to_owned())),
-            "note" | "MISSING" if SIZES.contains(&subject.trim()) => {
-                verdict.skipped.insert(name, "a guest is small".to_owned());
+            "note" | "MISSING" if NO_MATTER_OF_THE_KERNEL.contains(&subject.trim()) => {
+                verdict.skipped.insert(name, "no matter of the kernel".to_owned());
             }
             "note" | "MISSING" => verdict.fail(&name, line),
             _ => continue,
