@@ -5,6 +5,7 @@
 //! | [`world`] | a cluster of the lab with Landfall installed as in the README, and objects for tests |
 //! | [`scene`] | a part of a test that shares its cluster with others, with its own namespaces and addresses |
 //! | [`scenes`] | plays scenes on one cluster: all, one, shuffled or repeatedly |
+//! | [`api_proxy`] | a proxy between a controller and its API server, which kills the controller at a write |
 //! | [`faults`] | faults of hosts and of the LAN, which end by themselves |
 //! | [`lan_client`] | a client on the LAN: requests over TCP and UDP, ARP |
 //! | [`prober`] | a client on the LAN that sends requests all the time, and counts lost ones |
@@ -13,6 +14,7 @@
 //! The tests are in `tests/`, one file or folder per topic, all in one binary. Each test starts a cluster of its own.
 #![allow(missing_docs, reason = "only this repository uses this library")]
 
+pub mod api_proxy;
 pub mod faults;
 pub mod lan_client;
 pub mod prober;

@@ -10,7 +10,6 @@
 //!
 //! The controller is the release binary, as a process on the control plane's host.
 
-mod proxy;
 mod witness;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use crds::{IPAddressPool, LoadBalancerIP};
+use e2e::api_proxy::{Proxy, Trap, WriteFate};
 use e2e::world::{allocated_condition, ingress, root};
 use futures::future::try_join_all;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -30,7 +30,6 @@ use kube::{Api, Client, ResourceExt};
 use lab::{Cluster, KubeProxy, Process, Topology, wait_until};
 use serde_json::{Value, json};
 
-use proxy::{Proxy, Trap, WriteFate};
 use witness::Witness;
 
 /// Limit of waiting for the final state, also after a crash.
