@@ -320,12 +320,17 @@ pub(crate) mod tests {
     use super::*;
     use crate::source;
     use crate::store::Wake;
+    use futures::stream;
     use http::{Request, Response};
+    use http_body_util::{BodyStream, StreamBody};
     use k8s_openapi::api::core::v1 as core;
     use kube::client::Body;
     use serde_json::{Value, json};
     use std::collections::VecDeque;
     use std::sync::{Arc, Mutex};
+
+    /// The end of a body after which the response stays open and silent.
+    const STAYS_OPEN: &str = "\n(silence)";
 
     /// A client of an API server, and the list of the requested URLs. The server sends these responses (code and body)
     /// in turn, and answers no further request.
@@ -338,7 +343,10 @@ pub(crate) mod tests {
             let response = responses.lock().expect("no panic").pop_front();
             async move {
                 let Some((code, body)) = response else { return std::future::pending().await };
-                Response::builder().status(code).body(Body::from(body.into_bytes()))
+                let silence = body.strip_suffix(STAYS_OPEN).map(|_| stream::pending());
+                let text = body.strip_suffix(STAYS_OPEN).unwrap_or(&body).to_owned();
+                let frames = BodyStream::new(Body::from(text.into_bytes())).chain(stream::iter(silence).flatten());
+                Response::builder().status(code).body(StreamBody::new(frames))
             }
         });
         (Client::new(service, "default"), requested)
@@ -452,6 +460,22 @@ pub(crate) mod tests {
             ];
             watch_until(responses, &[("n2", "192.0.2.2")]).await;
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silent_watch_is_repeated_from_its_last_event() {
+        let (code, text) = events(&[("ADDED", node("n2", 10, "192.0.2.2"))]);
+        let responses = vec![
+            list(9, "", json!([node("n1", 3, "192.0.2.1")])),
+            (code, text + STAYS_OPEN),
+            events(&[("ADDED", node("n3", 11, "192.0.2.3"))]),
+        ];
+        let start = Instant::now();
+        let all = [("n1", "192.0.2.1"), ("n2", "192.0.2.2"), ("n3", "192.0.2.3")];
+        let (requested, _) = watch_until(responses, &all).await;
+        let took = start.elapsed();
+        assert!((EVENT_TIMEOUT..=EVENT_TIMEOUT + FIRST_DELAY).contains(&took), "{took:?}");
+        assert!(requested[2].contains("watch=true") && requested[2].ends_with("resourceVersion=10"), "{requested:?}");
     }
 
     #[tokio::test(start_paused = true)]
