@@ -1,217 +1,303 @@
-//! A proxy between a controller and its API server, which kills the controller at a write.
+//! A proxy between clients of the API server and the server, which decides the fate of each request.
 //!
-//! It accepts plain HTTP on 127.0.0.1 of the control plane's namespace and forwards requests to the API server over TLS. It
-//! counts writes of allocations. At the write of a [`Trap`], it kills the controller before it forwards the request, or after
-//! it has the answer. From then on it forwards nothing of this controller, also no request that it has received already,
-//! until [`Proxy::accept`].
+//! ```text
+//!   client --HTTP or TLS--> ApiProxy --request--> Script --fate--> API server
+//! ```
+//!
+//! It listens in a network namespace of the lab and connects to the API server from the root namespace. With TLS it has
+//! the certificate of the API server, so agents verify it as usual. It forwards the credentials of its clients, or those
+//! of its own client, if it has some.
+//!
+//! | file | content |
+//! |---|---|
+//! | [`fate`] | requests, fates, and scripts that choose them |
+//! | [`injected`] | the script of faults that a scene injects (pure) |
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+pub mod fate;
+pub mod injected;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use http::{HeaderMap, Method, Request, Response, Uri};
-use http_body_util::BodyExt;
-use hyper::body::{Bytes, Incoming};
+use futures::StreamExt;
+use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::{Request, Response};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Bytes, Frame, Incoming};
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use kube::Client;
-use kube::client::Body;
-use lab::{Cluster, Process, Signal};
+use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use lab::{Cluster, Host};
+use serde_json::json;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-/// The fate of the write at which the controller dies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WriteFate {
-    /// It never reaches the API server.
-    Lost,
-    /// The API server does it, and the controller does not receive the answer.
-    Done,
-    /// It reaches the API server after the next controller has finished its work.
-    Late,
-}
+pub use fate::{ApiClient, Fate, Script, StoredRequest};
+pub use injected::{Clients, InjectedFault, InjectedFaults, Requests};
 
-/// The write at which the controller dies, and the fate of that write.
-#[derive(Clone, Copy, Debug)]
-pub struct Trap {
-    /// Number of the write, counted from one.
-    pub write: usize,
-    pub fate: WriteFate,
-}
+/// A request that is refused because of load may be sent again after this number of seconds.
+const RETRY_AFTER_SECONDS: u32 = 1;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+type Answer = Response<UnsyncBoxBody<Bytes, BoxError>>;
 
 /// The proxy. Dropping it ends it.
-pub struct Proxy {
-    /// Its URL, which the controller uses as the API server's.
-    pub url: String,
-    shared: Arc<SharedProxy>,
+pub struct ApiProxy<S> {
+    address: SocketAddr,
+    shared: Arc<SharedProxy<S>>,
     task: JoinHandle<()>,
 }
 
-struct SharedProxy {
+struct SharedProxy<S> {
     client: Client,
-    state: Mutex<ProxyState>,
+    script: Mutex<S>,
+    connections: Mutex<Vec<Arc<Connection>>>,
+    /// Requests that reach the API server later.
+    late: Mutex<JoinSet<()>>,
 }
 
-#[derive(Default)]
-struct ProxyState {
-    trap: Option<Trap>,
-    /// Writes since the trap was set.
-    writes: usize,
-    /// The write at which the controller was killed, for messages.
-    killed_at: Option<String>,
-    /// Number of the current controller. Connections of earlier controllers are dead.
-    generation: usize,
-    is_dead: bool,
-    controller: Option<Process>,
-    late: Option<StoredRequest>,
+/// A connection of a client.
+struct Connection {
+    address: IpAddr,
+    /// The client, from its first request.
+    client: OnceLock<ApiClient>,
+    is_closed: AtomicBool,
+    task: Mutex<Option<AbortHandle>>,
 }
 
-/// A request that can be sent at any time.
-#[derive(Clone)]
-struct StoredRequest {
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Bytes,
-}
-
-impl Drop for Proxy {
+impl<S> Drop for ApiProxy<S> {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-impl Proxy {
-    /// Starts a proxy on the control plane's host.
-    pub fn start(cluster: &Cluster) -> Result<Self> {
+impl<S: Script> ApiProxy<S> {
+    /// Starts a proxy on a host, at a free port of this address. `client` sends the requests to the API server. Without
+    /// `tls` it accepts plain HTTP.
+    pub fn start(host: &Host, address: IpAddr, tls: Option<TlsAcceptor>, client: Client, script: S) -> Result<Self> {
         let bind = || -> std::io::Result<_> {
-            let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+            let listener = std::net::TcpListener::bind((address, 0))?;
             listener.set_nonblocking(true)?;
             Ok(listener)
         };
-        let listener = TcpListener::from_std(cluster.control_plane().run(bind)?.context("listen for the controller")?)?;
-        let url = format!("http://{}", listener.local_addr()?);
-        let shared = Arc::new(SharedProxy { client: cluster.client(), state: Mutex::default() });
-        let task = tokio::spawn(serve(listener, shared.clone()));
-        Ok(Self { url, shared, task })
+        let listener = TcpListener::from_std(host.run(bind)?.context("listen for clients of the API server")?)?;
+        let address = listener.local_addr()?;
+        let (connections, late) = Default::default();
+        let shared = Arc::new(SharedProxy { client, script: Mutex::new(script), connections, late });
+        let task = tokio::spawn(serve(listener, tls, shared.clone()));
+        Ok(Self { address, shared, task })
     }
 
-    /// Accepts requests of this controller, and no longer of earlier ones.
-    pub fn accept(&self, controller: Process) {
-        let mut state = self.shared.state();
-        state.generation += 1;
-        (state.is_dead, state.controller) = (false, Some(controller));
+    /// The address where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
-    /// Sets a trap, and starts to count writes.
-    pub fn set_trap(&self, trap: Trap) {
-        let mut state = self.shared.state();
-        (state.trap, state.writes, state.killed_at, state.late) = (Some(trap), 0, None, None);
+    /// The script, to change it.
+    pub fn script(&self) -> MutexGuard<'_, S> {
+        self.shared.script()
     }
 
-    /// Removes the trap.
-    pub fn clear_trap(&self) {
-        self.shared.state().trap = None;
+    /// Closes all connections. No request that has arrived on them is forwarded from now on.
+    pub fn close_all(&self) {
+        lock(&self.shared.connections).iter().for_each(|connection| connection.close());
     }
 
-    /// The write at which the trap killed the controller, if it has.
-    pub fn killed_at(&self) -> Option<String> {
-        self.shared.state().killed_at.clone()
-    }
-
-    /// Sends the late write, and returns the status of the API server's answer.
-    pub async fn deliver_late_write(&self) -> Result<u16> {
-        let Some(write) = self.shared.state().late.take() else { bail!("no write is late") };
-        Ok(self.shared.client.send(write.to_request()).await?.status().as_u16())
+    /// The same for the connections of some clients. A connection has a client from its first request.
+    pub fn close_connections(&self, is_closed: impl Fn(&ApiClient) -> bool) {
+        let connections = lock(&self.shared.connections);
+        connections.iter().filter(|it| it.client.get().is_some_and(&is_closed)).for_each(|it| it.close());
     }
 }
 
-impl SharedProxy {
-    fn state(&self) -> MutexGuard<'_, ProxyState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+impl ApiProxy<InjectedFaults> {
+    /// Starts a proxy beside the API server, with its certificate, for clients on the LAN. It passes all requests.
+    pub async fn start_beside_api_server(cluster: &Cluster) -> Result<Self> {
+        let kubeconfig = Kubeconfig::read_from(cluster.kubeconfig())?;
+        let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+        // Its clients have their own credentials.
+        config.auth_info = AuthInfo::default();
+        (config.proxy_url, config.default_retry) = (None, false);
+        let host = cluster.control_plane();
+        let [certificate, key] = cluster.api_identity();
+        let tls = tls_acceptor(&certificate, &key).context("read the certificate of the API server")?;
+        Self::start(host, host.ipv4().into(), Some(tls), Client::try_from(config)?, InjectedFaults::default())
     }
 
-    /// Forwards a request, or kills the controller. An error ends the connection.
-    async fn forward(&self, generation: usize, request: Request<Incoming>) -> Result<Response<Body>> {
+    /// Its URL on the LAN.
+    pub fn lan_url(&self) -> String {
+        format!("https://{}", self.address)
+    }
+}
+
+/// Accepts TLS with this certificate and this key, both PEM files.
+fn tls_acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor> {
+    let certificates = CertificateDer::pem_file_iter(certificate)?.collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::from_pem_file(key)?;
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(certificates, key)?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+impl Connection {
+    fn new(address: IpAddr) -> Self {
+        let (client, is_closed, task) = Default::default();
+        Self { address, client, is_closed, task }
+    }
+
+    fn close(&self) {
+        self.is_closed.store(true, Ordering::Relaxed);
+        if let Some(task) = lock(&self.task).take() {
+            task.abort();
+        }
+    }
+}
+
+impl<S: Script> SharedProxy<S> {
+    fn script(&self) -> MutexGuard<'_, S> {
+        lock(&self.script)
+    }
+
+    /// Answers a request as the script decides. An error ends the connection without an answer.
+    async fn answer(self: Arc<Self>, connection: &Connection, request: Request<Incoming>) -> Result<Answer> {
         let (head, body) = request.into_parts();
         let body = body.collect().await?.to_bytes();
-        let request = StoredRequest { method: head.method, uri: head.uri, headers: head.headers, body };
+        let (address, account) = (connection.address, fate::service_account(&head.headers));
+        let client = connection.client.get_or_init(|| ApiClient { address, account }).clone();
+        let request = StoredRequest { client, method: head.method, uri: head.uri, headers: head.headers, body };
         let fate = {
-            let mut state = self.state();
-            if state.is_dead || generation != state.generation {
-                bail!("this controller is dead");
+            let mut script = self.script();
+            if connection.is_closed.load(Ordering::Relaxed) {
+                bail!("the connection is closed");
             }
-            let fate = if request.is_allocation_write() { state.count_write(&request) } else { None };
-            if matches!(fate, Some(WriteFate::Lost | WriteFate::Late)) {
-                state.kill_controller(&request)?;
-                state.late = (fate == Some(WriteFate::Late)).then(|| request.clone());
-                bail!("not delivered");
-            }
-            fate
+            script.fate(&request)
         };
-        let answer = self.client.send(request.to_request()).await?;
-        if fate.is_some() {
-            self.state().kill_controller(&request)?;
-            bail!("the answer is lost");
+        match fate {
+            Fate::LoseRequest => bail!("the request is lost"),
+            Fate::Hang => std::future::pending().await,
+            Fate::Refuse(status) => return refusal(status),
+            Fate::Late(delay) => {
+                self.deliver_late(request, delay);
+                bail!("the request is late");
+            }
+            Fate::Pass | Fate::LoseAnswer | Fate::Delay(_) | Fate::Silence => {}
         }
-        Ok(answer)
+        let answer = self.client.send(request.to_request()).await?;
+        match fate {
+            Fate::LoseAnswer => {
+                self.script().lost_answer(&request);
+                bail!("the answer is lost");
+            }
+            Fate::Delay(delay) => tokio::time::sleep(delay).await,
+            _ => {}
+        }
+        Ok(answer.map(|body| self.stream(request, body)))
+    }
+
+    /// The body of an answer. Its end and its parts are held while the script withholds them.
+    fn stream(self: Arc<Self>, request: StoredRequest, body: kube::client::Body) -> UnsyncBoxBody<Bytes, BoxError> {
+        let frames = futures::stream::unfold((self, request, body), async |(shared, request, mut body)| {
+            let frame: Option<Result<Frame<Bytes>, BoxError>> =
+                body.frame().await.map(|frame| frame.map_err(Into::into));
+            if request.is_watch() && shared.script().withholds_events(&request) {
+                // Until the connection is closed.
+                std::future::pending::<()>().await;
+            }
+            frame.map(|frame| (frame, (shared, request, body)))
+        });
+        StreamBody::new(frames.boxed()).boxed_unsync()
+    }
+
+    fn deliver_late(&self, request: StoredRequest, delay: Duration) {
+        let client = self.client.clone();
+        lock(&self.late).spawn(async move {
+            tokio::time::sleep(delay).await;
+            // The answer has no receiver.
+            let _ = client.send(request.to_request()).await;
+        });
     }
 }
 
-impl ProxyState {
-    /// Counts a write. Returns its fate if it is the write of the trap.
-    fn count_write(&mut self, write: &StoredRequest) -> Option<WriteFate> {
-        self.writes += 1;
-        let trap = self.trap.take_if(|trap| trap.write == self.writes)?;
-        // Drops other open requests as well, whose number is random.
-        self.is_dead = true;
-        self.killed_at = Some(format!("write {} ({} {}), {:?}", trap.write, write.method, write.uri.path(), trap.fate));
-        Some(trap.fate)
+/// An answer of the API server with this status.
+fn refusal(code: u16) -> Result<Answer> {
+    let status = json!({
+        "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code,
+        "reason": "InjectedFault", "message": "refused by a fault of this test",
+    });
+    let mut answer = Response::builder().status(code).header(CONTENT_TYPE, "application/json");
+    if code == 429 {
+        answer = answer.header(RETRY_AFTER, RETRY_AFTER_SECONDS);
     }
-
-    fn kill_controller(&mut self, write: &StoredRequest) -> Result<()> {
-        let controller = self.controller.take().with_context(|| format!("{} without a controller", write.uri))?;
-        controller.signal(Signal::SIGKILL)
-    }
+    let body = Full::new(Bytes::from(status.to_string())).map_err(|never| match never {});
+    Ok(answer.body(body.boxed_unsync())?)
 }
 
-impl StoredRequest {
-    /// Whether it writes an allocation. Events and the Lease do not count.
-    fn is_allocation_write(&self) -> bool {
-        let path = self.uri.path();
-        let is_allocation =
-            ["/services/", "/loadbalancerips", "/ipaddresspools"].iter().any(|kind| path.contains(kind));
-        is_allocation && self.method != Method::GET
-    }
-
-    fn to_request(&self) -> Request<Body> {
-        let mut request = Request::new(Body::from(self.body.to_vec()));
-        *request.method_mut() = self.method.clone();
-        *request.uri_mut() = self.uri.clone();
-        *request.headers_mut() = self.headers.clone();
-        request
-    }
-}
-
-async fn serve(listener: TcpListener, shared: Arc<SharedProxy>) {
-    let mut connections = JoinSet::new();
+async fn serve<S: Script>(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<SharedProxy<S>>) {
+    let mut tasks = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => drop(connections.spawn(serve_connection(stream, shared.clone()))),
-                Err(error) => return eprintln!("the proxy ends: {error}"),
+                Ok((stream, client)) => {
+                    let connection = Arc::new(Connection::new(client.ip()));
+                    let task = tasks.spawn(serve_client(stream, tls.clone(), connection.clone(), shared.clone()));
+                    *lock(&connection.task) = Some(task);
+                    let mut connections = lock(&shared.connections);
+                    connections.retain(|open| lock(&open.task).as_ref().is_some_and(|task| !task.is_finished()));
+                    connections.push(connection);
+                }
+                Err(error) => return eprintln!("the proxy of the API server ends: {error}"),
             },
-            Some(_) = connections.join_next() => {}
+            Some(_) = tasks.join_next() => {}
         }
     }
 }
 
-async fn serve_connection(stream: TcpStream, shared: Arc<SharedProxy>) {
-    let generation = shared.state().generation;
-    let forward = service_fn(move |request| {
-        let shared = shared.clone();
+/// Serves one connection. Ignores errors of clients that disconnect, and injected ones.
+async fn serve_client<S: Script>(
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
+    connection: Arc<Connection>,
+    shared: Arc<SharedProxy<S>>,
+) {
+    match tls {
+        None => serve_http(stream, connection, shared).await,
+        Some(tls) => {
+            if let Ok(stream) = tls.accept(stream).await {
+                serve_http(stream, connection, shared).await;
+            }
+        }
+    }
+}
+
+async fn serve_http<S: Script>(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send,
+    connection: Arc<Connection>,
+    shared: Arc<SharedProxy<S>>,
+) {
+    let answer = service_fn(move |request| {
+        let (shared, connection) = (shared.clone(), connection.clone());
         // An error ends the connection without an answer, like a crash on the path.
-        async move { shared.forward(generation, request).await.map_err(std::io::Error::other) }
+        async move { shared.answer(&connection, request).await.map_err(std::io::Error::other) }
     });
-    // Ignores errors of clients that disconnect, and injected ones.
-    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), forward).await;
+    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -5,8 +5,8 @@
 //! | [`world`] | a cluster of the lab with Landfall installed as in the README, and objects for tests |
 //! | [`scene`] | a part of a test that shares its cluster with others, with its own namespaces and addresses |
 //! | [`scenes`] | plays scenes on one cluster: all, one, shuffled or repeatedly |
-//! | [`api_proxy`] | a proxy between a controller and its API server, which kills the controller at a write |
-//! | [`faults`] | faults of hosts and of the LAN, which end by themselves |
+//! | [`api_proxy`] | a proxy between clients and the API server, which decides the fate of each request |
+//! | [`faults`] | faults of hosts, of the LAN and of the Kubernetes API, which end by themselves |
 //! | [`lan_client`] | a client on the LAN: requests over TCP and UDP, ARP |
 //! | [`prober`] | a client on the LAN that sends requests all the time, and counts lost ones |
 //! | [`rolling`] | rolling updates of a backend, while probers send requests |

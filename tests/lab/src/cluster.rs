@@ -205,6 +205,11 @@ impl Cluster {
         (self.control_plane.ipv4(), API_PORT)
     }
 
+    /// The files of the API server's certificate, which is valid at its LAN address, and of the key.
+    pub fn api_identity(&self) -> [PathBuf; 2] {
+        self.files.api_identity()
+    }
+
     /// Writes a kubeconfig of a ServiceAccount for the API server's LAN address, and returns its path. It gives an agent
     /// that runs as a plain process (on a light node, for example) the rights it has in a pod. The token is valid for a
     /// day.

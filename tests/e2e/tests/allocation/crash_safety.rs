@@ -10,17 +10,18 @@
 //!
 //! The controller is the release binary, as a process on the control plane's host.
 
+mod controller_trap;
 mod witness;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use crds::{IPAddressPool, LoadBalancerIP};
-use e2e::api_proxy::{Proxy, Trap, WriteFate};
+use e2e::api_proxy::ApiProxy;
 use e2e::world::{allocated_condition, ingress, root};
 use futures::future::try_join_all;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -30,6 +31,7 @@ use kube::{Api, Client, ResourceExt};
 use lab::{Cluster, KubeProxy, Process, Topology, wait_until};
 use serde_json::{Value, json};
 
+use controller_trap::{ControllerTrap, Trap, WriteFate, accept, deliver_late_write};
 use witness::Witness;
 
 /// Limit of waiting for the final state, also after a crash.
@@ -63,7 +65,7 @@ const FINAL_ADDRESSES: [(&str, &str); 4] =
 struct CrashFixture {
     cluster: Cluster,
     client: Client,
-    proxy: Proxy,
+    proxy: ApiProxy<ControllerTrap>,
     witness: Witness,
     controller: Process,
 }
@@ -118,7 +120,13 @@ impl CrashFixture {
         let records: Api<LoadBalancerIP> = Api::all(client.clone());
         let reservation = json!({"metadata": {"name": RESERVED}, "spec": {"address": RESERVED, "reservation": {}}});
         records.create(&PostParams::default(), &serde_json::from_value(reservation)?).await?;
-        let proxy = Proxy::start(&cluster)?;
+        let proxy = ApiProxy::start(
+            cluster.control_plane(),
+            Ipv4Addr::LOCALHOST.into(),
+            None,
+            client.clone(),
+            ControllerTrap::default(),
+        )?;
         let witness = Witness::start(&client, &[MOVER], "192.0.2.220".parse()?).await?;
         let controller = start_controller(&cluster, &proxy)?;
         Ok(Self { cluster, client, proxy, witness, controller })
@@ -127,7 +135,7 @@ impl CrashFixture {
     /// Plays the scenario with this trap. Returns whether the trap killed the controller.
     async fn play(&mut self, trap: Trap, late: &mut BTreeMap<u16, usize>) -> Result<bool> {
         let before = self.create_services().await?;
-        self.proxy.set_trap(trap);
+        self.proxy.script().set(trap);
         self.change_services().await?;
         let killed_at = self.wait_for_crash_or_final_state(&before).await?;
         if let Some(killed_at) = &killed_at {
@@ -135,7 +143,7 @@ impl CrashFixture {
             self.wait(killed_at, async || self.check_final_state(&before).await).await?;
             if trap.fate == WriteFate::Late {
                 let addresses = self.addresses().await?;
-                let status = self.proxy.deliver_late_write().await?;
+                let status = deliver_late_write(&self.proxy, &self.client).await?;
                 *late.entry(status).or_default() += 1;
                 let what = format!("{killed_at}, answered with {status}");
                 ensure!(status >= 400, "{what}, although the next controller has finished its work");
@@ -152,13 +160,13 @@ impl CrashFixture {
     /// Plays the scenario with controllers that are all killed at this write. Returns the number of kills.
     async fn kill_repeatedly(&mut self, write: usize) -> Result<usize> {
         let before = self.create_services().await?;
-        self.proxy.set_trap(Trap { write, fate: WriteFate::Done });
+        self.proxy.script().set(Trap { write, fate: WriteFate::Done });
         self.change_services().await?;
         let mut killed = 0;
         while self.wait_for_crash_or_final_state(&before).await?.is_some() {
             killed += 1;
             ensure!(killed < MAX_WRITES, "the final state is not reached");
-            self.proxy.set_trap(Trap { write, fate: WriteFate::Done });
+            self.proxy.script().set(Trap { write, fate: WriteFate::Done });
             self.restart_controller().await?;
         }
         self.witness.check().await?;
@@ -205,14 +213,14 @@ impl CrashFixture {
 
     /// Waits until the trap has killed the controller, and returns the write, or until the final state is reached.
     async fn wait_for_crash_or_final_state(&self, before: &AddressByService) -> Result<Option<String>> {
-        self.wait("a crash or the final state", async || match self.proxy.killed_at() {
-            Some(_) => Ok(()),
-            None => self.check_final_state(before).await,
+        self.wait("a crash or the final state", async || {
+            let killed_at = self.proxy.script().killed_at();
+            if killed_at.is_some() { Ok(()) } else { self.check_final_state(before).await }
         })
         .await?;
-        self.proxy.clear_trap();
+        self.proxy.script().clear();
         // A trap at one of the last writes may have killed the controller after the check.
-        Ok(self.proxy.killed_at())
+        Ok(self.proxy.script().killed_at())
     }
 
     /// Checks that all objects have their final state.
@@ -277,7 +285,7 @@ impl CrashFixture {
         let leases: Api<Lease> = Api::namespaced(self.client.clone(), "landfall-system");
         leases.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
         controller.start()?;
-        self.proxy.accept(controller.clone());
+        accept(&self.proxy, controller.clone());
         Ok(())
     }
 
@@ -344,11 +352,11 @@ fn address_by_service(services: &[Service]) -> AddressByService {
 }
 
 /// Starts a controller that uses the proxy as its API server. It has no credentials: the proxy adds them.
-fn start_controller(cluster: &Cluster, proxy: &Proxy) -> Result<Process> {
+fn start_controller(cluster: &Cluster, proxy: &ApiProxy<ControllerTrap>) -> Result<Process> {
     let host = cluster.control_plane();
     let kubeconfig: Value = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "proxy",
-        "clusters": [{"name": "proxy", "cluster": {"server": proxy.url}}],
+        "clusters": [{"name": "proxy", "cluster": {"server": format!("http://{}", proxy.address())}}],
         "users": [{"name": "proxy", "user": {}}],
         "contexts": [{"name": "proxy", "context": {
             "cluster": "proxy", "user": "proxy", "namespace": "landfall-system",
@@ -360,6 +368,6 @@ fn start_controller(cluster: &Cluster, proxy: &Proxy) -> Result<Process> {
     let mut command = Command::new(binary);
     command.arg("controller").env("KUBECONFIG", path).env("LANDFALL_LEASE_NAMESPACE", "landfall-system");
     // The proxy must know the controller before its first request.
-    proxy.accept(host.process("controller"));
+    accept(proxy, host.process("controller"));
     host.spawn("controller", &command)
 }

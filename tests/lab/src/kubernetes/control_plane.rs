@@ -42,6 +42,11 @@ impl ControlPlaneFiles {
         }
     }
 
+    /// The API server's certificate and its key.
+    pub fn api_identity(&self) -> [PathBuf; 2] {
+        ["apiserver.crt", "apiserver.key"].map(|name| self.dir.join(name))
+    }
+
     fn path(&self, name: &str) -> String {
         self.dir.join(name).to_string_lossy().into_owned()
     }
