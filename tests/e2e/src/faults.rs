@@ -3,6 +3,8 @@
 //!
 //! | file | content |
 //! |---|---|
+//! | [`api`] | an API server that is down, slow, refuses, hangs or loses writes, and silent watches |
 //! | [`lan`] | cut nodes and pairs, lost, filtered, late and doubled frames, ports without a carrier |
 
+pub mod api;
 pub mod lan;

@@ -17,6 +17,7 @@ use observer::{Component, Fault, Observer};
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
+use crate::api_proxy::{ApiProxy, InjectedFaults};
 use crate::lan_client::LanClient;
 
 /// Limit of waiting for any change that a user would wait for.
@@ -41,6 +42,8 @@ const AGENT_PORT: u16 = 9647;
 pub struct World {
     /// Checks invariants of Landfall until the end. It ends before the cluster.
     observer: Option<Observer>,
+    /// Between Landfall and the API server, if the test injects faults of the API.
+    api_proxy: Option<ApiProxy<InjectedFaults>>,
     pub cluster: Cluster,
     /// A client of the API server.
     pub client: Client,
@@ -52,6 +55,16 @@ impl World {
     /// Starts a cluster of this shape and installs Landfall.
     pub async fn with_landfall(name: &str, topology: Topology) -> Result<Self> {
         let world = Self::without_landfall(name, topology).await?;
+        world.install().await?;
+        Ok(world)
+    }
+
+    /// Starts a cluster of this shape and installs Landfall, with a proxy between it and the API server. Only such a
+    /// cluster has the faults of the API in [`crate::faults::api`].
+    pub async fn with_api_proxy(name: &str, topology: Topology) -> Result<Self> {
+        let mut world = Self::without_landfall(name, topology).await?;
+        let proxy = ApiProxy::start_beside_api_server(&world.cluster).await;
+        world.api_proxy = Some(proxy.context("start the proxy of the API server")?);
         world.install().await?;
         Ok(world)
     }
@@ -95,6 +108,11 @@ impl World {
     /// The observer, unless this is a measurement.
     pub fn observer(&self) -> Option<&Observer> {
         self.observer.as_ref()
+    }
+
+    /// The proxy between Landfall and the API server. Fails in a cluster of another constructor.
+    pub fn api_proxy(&self) -> Result<&ApiProxy<InjectedFaults>> {
+        self.api_proxy.as_ref().context("this cluster has no proxy of the API server: see World::with_api_proxy")
     }
 
     /// Adds breaches of invariants to the result of a scene.
@@ -142,14 +160,15 @@ impl World {
     fn from_cluster(cluster: Cluster) -> Self {
         let client = cluster.client();
         let lan = LanClient::new(cluster.client_host("c1"));
-        Self { observer: None, cluster, client, lan }
+        Self { observer: None, api_proxy: None, cluster, client, lan }
     }
 
     /// Installs Landfall as in the README, and waits until it runs on every node.
     pub async fn install(&self) -> Result<()> {
         self.kubectl(&["apply", "-f", &root().join("deploy").to_string_lossy()])?;
-        if self.cluster.topology().kube_proxy == KubeProxy::None {
-            let apiserver = self.cluster.lan_url();
+        let needs_url = self.cluster.topology().kube_proxy == KubeProxy::None;
+        let url = self.api_proxy.as_ref().map(ApiProxy::lan_url).or(needs_url.then(|| self.cluster.lan_url()));
+        if let Some(apiserver) = url {
             let config = json!({"metadata": {"name": "landfall"}, "data": {"apiserver": apiserver}});
             let configs: Api<ConfigMap> = Api::namespaced(self.client.clone(), SYSTEM);
             configs

@@ -44,6 +44,13 @@ impl Fault {
         Self { permits: [Invariant::I6, Invariant::I8].map(permit).to_vec() }
     }
 
+    /// The agents cannot write the status of an address in time, or the observer cannot read it.
+    pub fn late_status(address: IpAddr) -> Self {
+        let subject = Subject::Address(address);
+        let permit = |invariant| Permit { invariant, subject: subject.clone(), remaining: None };
+        Self { permits: [Invariant::I8, Invariant::I16].map(permit).to_vec() }
+    }
+
     /// A Service (`namespace/name`) loses its address once, although its user does not request it.
     pub fn address_change(service: &str) -> Self {
         Self::new(Invariant::I2, Subject::Service(service.to_owned()), Some(1))
