@@ -10,7 +10,7 @@
 //! | [`client_access`] | source ranges and session affinity |
 //! | [`dead_node`] | new connections after the death of a node, and the node that answers then |
 //! | [`disruptions`] | rolling updates, moves of pods, restarts of Kubernetes |
-//! | [`faults`] | faults of hosts and of the LAN, during which all invariants hold |
+//! | [`faults`] | faults of hosts, of the LAN and of the Kubernetes API, during which all invariants hold |
 //! | [`forwarding`] | changes of endpoints, ports and agents |
 //! | [`keys`] | keys that authenticate Hellos |
 //! | [`observation`] | breaches of invariants, which the observer must find |
