@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`record`] | a try, the record of all tries, and figures from it: loss, percentiles, longest gap, slow tries |
 //! | [`verdict`] | record, control and bounds → passed, failed, or the machine was late |
+//! | [`outage`] | the outages of a repeated fault, and their bounds |
 //! | [`control`] | the control: tries past the system under test, and late wake-ups of a thread |
 //! | [`tries`] | sends one request per new connection, or per datagram from a new port, at a fixed rate |
 //! | [`flows`] | holds connections open, and sends numbered requests on them |
@@ -25,6 +26,7 @@ pub mod control;
 pub mod datagrams;
 pub mod exchange;
 pub mod flows;
+pub mod outage;
 pub mod record;
 pub mod server;
 pub mod tries;
@@ -35,6 +37,7 @@ pub use control::{Control, Wakeup, WakeupThread};
 pub use datagrams::{DatagramPlan, DatagramReport, DatagramSender};
 pub use exchange::Transport;
 pub use flows::{BrokenFlow, FlowBreak, FlowReport, HeldFlows, OpenFlows};
+pub use outage::{FaultResult, Outage, OutageBounds, Outages, fault_result};
 pub use record::{Gap, Outcome, Record, Try};
 pub use server::Server;
 pub use tries::{Prober, TryPlan};
