@@ -432,12 +432,17 @@ fn check_output(output: std::process::Output) -> Result<String> {
 /// Variable with the folder for logs and objects of failed tests' clusters.
 const EVIDENCE: &str = "LANDFALL_EVIDENCE";
 
+/// Makes the folder for evidence of tests, and returns its path.
+pub fn evidence_folder() -> Result<PathBuf> {
+    let folder = std::env::var_os(EVIDENCE)
+        .map_or_else(|| control_plane::directory().join("failures"), |folder| PathBuf::from(&folder));
+    fs::create_dir_all(&folder)?;
+    Ok(folder.canonicalize()?)
+}
+
 /// Collects into the folder of this name for failed tests, in place of an earlier run's. Returns its path.
 fn keep_evidence(cluster_dir: &ClusterDir, topology: &Topology, name: &str) -> Result<PathBuf> {
-    let failures = std::env::var_os(EVIDENCE)
-        .map_or_else(|| control_plane::directory().join("failures"), |folder| PathBuf::from(&folder));
-    fs::create_dir_all(&failures)?;
-    let dir = failures.canonicalize()?.join(name);
+    let dir = evidence_folder()?.join(name);
     if dir.exists() {
         fs::remove_dir_all(&dir)?;
     }

@@ -36,7 +36,7 @@ mod state;
 pub mod topology;
 mod wait;
 
-pub use cluster::Cluster;
+pub use cluster::{Cluster, evidence_folder};
 pub use faults::Direction;
 pub use faults::limits::{CpuLimit, FileLimit, FullDisk};
 pub use kubernetes::light_node::LABEL as LIGHT_NODE_LABEL;
