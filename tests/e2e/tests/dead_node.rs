@@ -1,6 +1,7 @@
 //! New connections after a node with endpoints loses its power, before Kubernetes notices.
-//! [`takeover`] has the node that answers for the address then.
+//! [`takeover`] has the node that answers for the address then, [`failover`] the bounds of the outage.
 
+mod failover;
 mod takeover;
 
 use std::net::IpAddr;

@@ -8,7 +8,7 @@
 //! | [`announced_condition`] | the condition Announced, and addresses that another host uses |
 //! | [`beside_kube_proxy`] | forwarding beside each kind of Service proxy, and without one |
 //! | [`client_access`] | source ranges and session affinity |
-//! | [`dead_node`] | new connections after the death of a node, and the node that answers then |
+//! | [`dead_node`] | new connections after the death of a node, the node that answers then, bounds of the outage |
 //! | [`disruptions`] | rolling updates, moves of pods, restarts of Kubernetes |
 //! | [`faults`] | faults of hosts, of the LAN and of the Kubernetes API, during which all invariants hold |
 //! | [`forwarding`] | changes of endpoints, ports and agents |
