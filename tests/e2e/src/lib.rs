@@ -23,6 +23,7 @@ pub mod scene;
 pub mod scenes;
 pub mod world;
 
+pub use faults::host::{HostFault, HostileCommand};
 pub use lan_client::{ConnectOutcome, LanClient};
 pub use prober::{Prober, Transport};
 pub use scene::Scene;

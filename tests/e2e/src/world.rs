@@ -36,7 +36,7 @@ const WHOAMI_PORT: u16 = 8080;
 const CONTROLLER_PORT: u16 = 9646;
 
 /// The metrics port of an agent.
-const AGENT_PORT: u16 = 9647;
+pub const AGENT_PORT: u16 = 9647;
 
 /// A cluster and its clients. Dropping it removes the cluster.
 pub struct World {
