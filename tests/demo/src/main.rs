@@ -6,7 +6,7 @@
 mod story;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -14,6 +14,7 @@ use clap::Parser;
 use e2e::World;
 use e2e::world::{SOON, ingress};
 use lab::{Topology, wait_until};
+use load::{Clock, Prober, Transport, Try, TryPlan};
 use serde_json::json;
 
 use crate::story::Story;
@@ -23,6 +24,12 @@ const PENDING: Duration = Duration::from_secs(4);
 
 /// Interval between two requests of the client while the node dies.
 const REQUEST_INTERVAL: Duration = Duration::from_millis(10);
+
+/// The client sends requests for this long before.
+const LEAD_TIME: Duration = Duration::from_millis(500);
+
+/// A request without an answer for this long is lost.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Show Landfall on a real three-node Kubernetes cluster on this machine.
 #[derive(Debug, Parser)]
@@ -154,21 +161,15 @@ async fn show_takeover(story: &Story, world: &World, address: IpAddr) -> Result<
     let first = world.wait_for_announcer(address).await?;
     let milliseconds = REQUEST_INTERVAL.as_millis();
     story.explain(&format!("{first} loses its power now, while the client sends a request every {milliseconds} ms."));
-    let lan = world.lan.clone();
-    let (stop_tx, stop_rx) = std::sync::mpsc::channel::<()>();
-    // Datagrams, which need no connection. The thread returns when each was sent, and whether it was answered.
-    let client = std::thread::spawn(move || {
-        let mut requests = Vec::new();
-        let start = Instant::now();
-        while stop_rx.try_recv().is_err() && start.elapsed() < SOON {
-            let sent = Instant::now();
-            requests.push((sent, lan.query_udp_within(address, REQUEST_INTERVAL).is_ok()));
-            std::thread::sleep(REQUEST_INTERVAL.saturating_sub(sent.elapsed()));
-        }
-        requests
-    });
+    // Datagrams, which need no connection.
+    let (clock, client) = (Clock::start(), world.cluster.client_host("c1").netns()?);
+    let plan = TryPlan::new(SocketAddr::new(address, 80), Transport::Udp);
+    let plan = TryPlan { interval: REQUEST_INTERVAL, timeout: ANSWER_TIMEOUT, ..plan };
+    let prober = Prober::start(plan, Some(&client), clock);
+    tokio::time::sleep(LEAD_TIME).await;
+    // A power-off begins with the cut of the cable, and returns much later.
+    let cut = clock.now();
     world.cluster.power_off(&first)?;
-    let died = Instant::now();
     let second = wait_until(SOON, "another announcer", async || {
         let node = world.wait_for_announcer(address).await?;
         ensure!(node != first, "still {node}");
@@ -178,16 +179,13 @@ async fn show_takeover(story: &Story, world: &World, address: IpAddr) -> Result<
     wait_until(SOON, "an answer", async || world.lan.query_udp(address)).await?;
     // Counts losses for two more seconds.
     tokio::time::sleep(Duration::from_secs(2)).await;
-    stop_tx.send(()).context("the client has ended by itself")?;
-    let requests = client.join().map_err(|_| anyhow::anyhow!("the client failed"))?;
-    let last = requests.iter().filter(|(sent, ok)| *ok && *sent < died).map(|(sent, _)| *sent).max().unwrap_or(died);
-    let next = requests.iter().find(|(sent, ok)| *ok && *sent >= died).map(|(sent, _)| *sent);
-    let next = next.context("no answer after the death")?;
-    let after: Vec<bool> = requests.iter().filter(|(sent, _)| *sent >= next).map(|(_, ok)| *ok).collect();
-    let lost = after.iter().filter(|ok| !**ok).count();
+    let record = tokio::task::block_in_place(|| prober.stop())?;
+    let outage = record.longest_gap_after(cut).context("no answer after the death")?;
+    let after: Vec<&Try> = record.tries.iter().filter(|one| one.started >= outage.to).collect();
+    let lost = after.iter().filter(|one| !one.outcome.is_answered()).count();
     story.find(&format!(
         "{second} took the address over: the client had no answer for {:.0} ms",
-        next.duration_since(last).as_secs_f64() * 1e3
+        outage.length().as_secs_f64() * 1e3
     ));
     if lost > 0 {
         story.explain(&format!(

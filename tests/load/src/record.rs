@@ -154,6 +154,13 @@ impl Record {
         self.gaps().into_iter().rev().max_by_key(|gap| gap.length()).unwrap_or_default()
     }
 
+    /// The longest time without an answer that ends with one after `time`. `None` if no answer came after it.
+    pub fn longest_gap_after(&self, time: Duration) -> Option<Gap> {
+        let last = self.tries.iter().filter(|one| one.outcome.is_answered()).map(Try::end).max()?;
+        let gaps = self.gaps().into_iter().filter(|gap| gap.to > time && gap.to <= last);
+        gaps.rev().max_by_key(|gap| gap.length())
+    }
+
     /// The tries that were answered later than `bound`.
     pub fn slow(&self, bound: Duration) -> impl Iterator<Item = &Try> {
         self.tries.iter().filter(move |one| one.outcome.is_answered() && one.latency > bound)
@@ -256,6 +263,21 @@ mod tests {
             ("an answer before the span", vec![(0, 0, Ok), (50, 0, Ok)], 0, 50),
         ] {
             assert_eq!(record(&tries).longest_gap(), Gap { from: ms(from), to: ms(to) }, "{why}");
+        }
+    }
+
+    #[test]
+    fn the_outage_after_a_cut_ends_with_an_answer() {
+        use Outcome::{Ok, TimedOut};
+        for (why, tries, expected) in [
+            ("no answer", vec![(0, 50, TimedOut)], None),
+            ("none after the cut", vec![(10, 0, Ok), (40, 50, TimedOut)], None),
+            ("silence across the cut", vec![(10, 0, Ok), (45, 0, Ok), (80, 0, Ok), (90, 0, Ok)], Some((45, 80))),
+            ("longer silence before", vec![(41, 0, Ok), (55, 0, Ok), (80, 0, Ok)], Some((55, 80))),
+            ("longer silence at the end", vec![(45, 0, Ok), (60, 0, Ok)], Some((45, 60))),
+        ] {
+            let gap = record(&tries).longest_gap_after(ms(50)).map(|gap| (gap.from, gap.to));
+            assert_eq!(gap, expected.map(|(from, to)| (ms(from), ms(to))), "{why}");
         }
     }
 
