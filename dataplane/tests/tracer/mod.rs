@@ -255,8 +255,8 @@ impl Machine {
             Expression::RejectReset if state.packet.protocol != 6 => return Done::Breaks,
             Expression::RejectReset => return Done::Step(Step::Done(Fate::Reset)),
             Expression::RejectUnreachable(_) => return Done::Step(Step::Done(Fate::Unreachable)),
-            // Added elements affect later packets only, and one byte has no order.
-            Expression::DynsetUpdate { .. } | Expression::DynsetCount { .. } | Expression::Byteorder { .. } => {}
+            // Added elements affect later packets only.
+            Expression::DynsetUpdate { .. } | Expression::DynsetCount { .. } => {}
             Expression::SetDestination(_) => state.now.set_ip(state.endpoint(table).ip()),
             Expression::SetPort { .. } | Expression::SetPortUnchecked => {
                 let port = [state.registers[0], state.registers[1]];

@@ -293,11 +293,6 @@ pub enum Expression {
         set: String,
         seconds: u32,
     },
-    /// Converts the protocol in this register to network byte order. The protocol is one byte, so nothing changes. But
-    /// `nft` writes this expression before a lookup in an interval set, where all parts must be in that order.
-    Byteorder {
-        register: Register,
-    },
     Verdict(Verdict),
     /// Translates the destination to the address in the first register and the port after it.
     Dnat(Family),

@@ -17,8 +17,6 @@ pub(super) enum Field {
     /// The source port of the connection's replies.
     ReplySourcePort,
     Protocol,
-    /// The protocol as a part of a key in an interval set.
-    ProtocolInInterval,
     DestinationPort,
     SourcePort,
     /// The index of an endpoint, chosen at random from this pick.
@@ -62,9 +60,6 @@ impl Key {
             let into = Register::Word(key.end);
             let (load, kind, words) = load_field(family, transport, *field, into);
             key.loads.push(load);
-            if matches!(field, Field::ProtocolInInterval) {
-                key.loads.push(Expression::Byteorder { register: into });
-            }
             key.words += if key.end == start { "" } else { " . " };
             key.words += &words;
             key.end += kind.words();
@@ -102,7 +97,7 @@ fn load_field(family: Family, transport: &str, field: Field, into: Register) -> 
         Field::OriginalDestination => (ct(Ct::OriginalDestination(family)), address, format!("ct original {ip} daddr")),
         Field::OriginalPort => (ct(Ct::OriginalPort), Type::Port, "ct original proto-dst".to_owned()),
         Field::ReplySourcePort => (ct(Ct::ReplySourcePort), Type::Port, "ct reply proto-src".to_owned()),
-        Field::Protocol | Field::ProtocolInInterval => (meta(Meta::L4Proto), Type::Protocol, "meta l4proto".to_owned()),
+        Field::Protocol => (meta(Meta::L4Proto), Type::Protocol, "meta l4proto".to_owned()),
         Field::DestinationPort => (port(2), Type::Port, format!("{transport} dport")),
         Field::SourcePort => (port(0), Type::Port, format!("{transport} sport")),
         Field::QuotedProtocol => quoted(quoted_protocol, 1, Type::Protocol),

@@ -167,7 +167,7 @@ fn pick_rules(family: Family, dispatch: Dispatch) -> Vec<ChainRule> {
 }
 
 fn deny_other_sources(family: Family) -> ChainRule {
-    let key = [Field::Destination, Field::ProtocolInInterval, Field::DestinationPort, Field::Source];
+    let key = [Field::Destination, Field::Protocol, Field::DestinationPort, Field::Source];
     ChainRule::new(family).lookup_inverted(&key, "sources").goto(DENIED)
 }
 

@@ -125,12 +125,6 @@ impl Expression {
                 data.nest(DYNSET_EXPR, encode_counter);
                 "dynset"
             }
-            Self::Byteorder { register } => {
-                let (length, size) = BYTEORDER_UNIT;
-                data.u32(BYTEORDER_SREG, register.number()).u32(BYTEORDER_DREG, register.number());
-                data.u32(BYTEORDER_OP, BYTEORDER_HTON).u32(BYTEORDER_LEN, length).u32(BYTEORDER_SIZE, size);
-                "byteorder"
-            }
             Self::Verdict(verdict) => {
                 data.u32(IMMEDIATE_DREG, Register::Verdict.number());
                 data.nest(IMMEDIATE_DATA, |data| verdict.encode(data));

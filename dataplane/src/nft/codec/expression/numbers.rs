@@ -74,12 +74,8 @@ pub(super) const LOOKUP_FLAGS: u16 = 5;
 pub(super) const LOOKUP_INVERTED: u32 = 1;
 pub(super) const BYTEORDER_SREG: u16 = 1;
 pub(super) const BYTEORDER_DREG: u16 = 2;
-pub(super) const BYTEORDER_OP: u16 = 3;
 pub(super) const BYTEORDER_LEN: u16 = 4;
 pub(super) const BYTEORDER_SIZE: u16 = 5;
-pub(super) const BYTEORDER_HTON: u32 = 1;
-/// The length of a protocol in bytes, and the size of the units whose order changes.
-pub(super) const BYTEORDER_UNIT: (u32, u32) = (1, 2);
 pub(super) const DYNSET_SET_NAME: u16 = 1;
 pub(super) const DYNSET_OP: u16 = 3;
 pub(super) const DYNSET_SREG_KEY: u16 = 4;
