@@ -125,6 +125,19 @@ fn tables_with_other_comments_on_sets_are_adopted() {
     assert!(listed.contains("of another version") && listed.contains("size 3072"), "{listed}");
 }
 
+#[test]
+fn full_sets_of_all_tables_make_room() {
+    let namespace = host();
+    let mut running = engine(&namespace);
+    // Kernels before 6.5 replace the tables, and others enlarge the sets.
+    for many in [services(10), services(1_000)] {
+        running.apply(&many).expect("apply");
+        assert_eq!(observe(&namespace).0, ours(&many));
+    }
+    engine(&namespace).apply(&services(3_000)).expect("apply");
+    assert_eq!(observe(&namespace).0, ours(&services(3_000)));
+}
+
 /// The tables in the kernel and their generation, read by a new engine.
 fn observe(namespace: &Namespace) -> (BTreeMap<Table, KernelTable>, u32) {
     engine(namespace).observe().expect("observe")

@@ -114,20 +114,21 @@ impl Engine {
         }
         // The state is taken out, because it is unknown after an error.
         let mut applied = self.applied.take();
-        let mut enlarged = BTreeSet::new();
+        let (mut enlarged, mut replaced) = (BTreeSet::new(), BTreeSet::new());
         loop {
             let result = match &applied {
-                Some(applied) => self.advance(applied, desired),
-                None => self.establish(desired, &BTreeSet::new()),
+                Some(applied) if replaced.is_empty() => self.advance(applied, desired),
+                _ => self.establish(desired, &replaced),
             };
             match result {
                 Err(EngineError::Refused { table: Some(table), source, .. })
-                    if source.errno() == Some(libc::ENFILE) =>
+                    if source.errno() == Some(libc::ENFILE) && !replaced.contains(&table) =>
                 {
                     // Kernels before 6.5 do not enlarge a set, so the set can still be full after the attempt. Then the
-                    // table is replaced.
+                    // table is replaced. Another table may be full as well: a Service has elements in each.
                     if !enlarged.insert(table) {
-                        return self.establish(desired, &enlarged);
+                        replaced.insert(table);
+                        continue;
                     }
                     self.enlarge(table, desired)?;
                     if let Some(applied) = &mut applied {
