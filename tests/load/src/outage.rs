@@ -8,7 +8,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::control::Control;
-use crate::record::{Gap, Outcome, Record, Try};
+use crate::record::{Gap, Outcome, Record, Try, percentile};
 
 /// The outage after one fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,9 +88,7 @@ impl Outages {
     /// outages.
     pub fn percentile(&self, share: f64) -> Duration {
         let mut lengths: Vec<Duration> = self.outages.iter().map(|outage| outage.length).collect();
-        lengths.sort_unstable();
-        let rank = (share * lengths.len() as f64).ceil() as usize;
-        lengths.get(rank.clamp(1, lengths.len().max(1)) - 1).copied().unwrap_or_default()
+        percentile(&mut lengths, share).unwrap_or_default()
     }
 
     /// The greatest lateness of the machine in any of the outages.

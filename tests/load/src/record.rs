@@ -131,9 +131,7 @@ impl Record {
     pub fn latency_percentile(&self, share: f64) -> Option<Duration> {
         let answered = self.tries.iter().filter(|one| one.outcome.is_answered());
         let mut latencies: Vec<Duration> = answered.map(|one| one.latency).collect();
-        latencies.sort_unstable();
-        let rank = (share * latencies.len() as f64).ceil() as usize;
-        latencies.get(rank.clamp(1, latencies.len().max(1)) - 1).copied()
+        percentile(&mut latencies, share)
     }
 
     /// All times without an answer, in order, with those at both ends of the record.
@@ -176,6 +174,14 @@ impl Record {
         let lost = self.tries.iter().filter(|one| !matches!(one.outcome, Outcome::Ok | Outcome::NotSent));
         lost.min_by_key(|one| one.started)
     }
+}
+
+/// The least time that this share of the times does not exceed (nearest rank), after it has sorted them. `None` without
+/// times.
+pub(crate) fn percentile(times: &mut [Duration], share: f64) -> Option<Duration> {
+    times.sort_unstable();
+    let rank = (share * times.len() as f64).ceil() as usize;
+    times.get(rank.clamp(1, times.len().max(1)) - 1).copied()
 }
 
 /// One line for progress and failures: tries, losses per kind, percentiles, longest gap.
