@@ -38,6 +38,12 @@ const CONTROLLER_PORT: u16 = 9646;
 /// The metrics port of an agent.
 pub const AGENT_PORT: u16 = 9647;
 
+/// Part of the command line of an agent.
+pub const AGENT_PROCESS: &str = "landfall node";
+
+/// Part of the command line of a controller.
+const CONTROLLER_PROCESS: &str = "landfall controller";
+
 /// A cluster and its clients. Dropping it removes the cluster.
 pub struct World {
     /// Checks invariants of Landfall until the end. It ends before the cluster.
@@ -140,10 +146,7 @@ impl World {
 
     /// Kills the agent, or all controllers, on a node.
     pub fn kill(&self, component: Component, node: &str) -> Result<()> {
-        let pattern = match component {
-            Component::Agent => "landfall node",
-            Component::Controller => "landfall controller",
-        };
+        let pattern = process_pattern(component);
         let host = self.cluster.node(node);
         self.declare(Fault::restarts(component, node, host.processes(pattern).len() as u32));
         host.kill(pattern).map(drop)
@@ -447,6 +450,14 @@ impl World {
 
     fn deployment_api(&self) -> Api<Deployment> {
         Api::default_namespaced(self.client.clone())
+    }
+}
+
+/// Part of the command line of each process of a component.
+pub fn process_pattern(component: Component) -> &'static str {
+    match component {
+        Component::Agent => AGENT_PROCESS,
+        Component::Controller => CONTROLLER_PROCESS,
     }
 }
 

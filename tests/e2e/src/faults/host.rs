@@ -14,13 +14,7 @@ use lab::{CpuLimit, Host, Signal, wait_until};
 use observer::{Component, Fault};
 use serde_json::json;
 
-use crate::world::{SOON, World};
-
-/// The command line of the agent contains this.
-const AGENT: &str = "landfall node";
-
-/// The command line of a controller contains this.
-const CONTROLLER: &str = "landfall controller";
+use crate::world::{AGENT_PORT, AGENT_PROCESS, SOON, World, process_pattern};
 
 /// A fresh table of iptables, as `iptables-save` prints it on a host without rules.
 const EMPTY_TABLES: &str = "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n\
@@ -99,7 +93,7 @@ impl HostileCommand {
 impl World {
     /// Freezes the agent, or all controllers, on a node. A controller may lose its Lease and restart.
     pub fn freeze(&self, component: Component, node: &str) -> Result<HostFault> {
-        let (host, pattern) = (self.cluster.node(node), pattern(component));
+        let (host, pattern) = (self.cluster.node(node), process_pattern(component));
         let frozen = host.signal(pattern, Signal::SIGSTOP)?.len() as u32;
         if component == Component::Controller {
             self.declare(Fault::restarts(component, node, frozen));
@@ -111,7 +105,7 @@ impl World {
     /// Limits the agent of a node to this percentage of a processor. Returns the limit as well, which counts the
     /// periods in which the agent had to wait.
     pub fn limit_cpu(&self, node: &str, percent: u32) -> Result<(HostFault, std::sync::Arc<CpuLimit>)> {
-        let limit = std::sync::Arc::new(self.cluster.node(node).limit_cpu(AGENT, percent)?);
+        let limit = std::sync::Arc::new(self.cluster.node(node).limit_cpu(AGENT_PROCESS, percent)?);
         let fault = std::sync::Arc::clone(&limit);
         Ok((HostFault::new(format!("CPU quota of the agent on {node}"), move || fault.lift()), limit))
     }
@@ -119,12 +113,12 @@ impl World {
     /// Uses up the memory of the agent's container on a node, until the OOM killer kills the agent. It restarts once.
     pub fn exhaust_memory(&self, node: &str) -> Result<()> {
         self.declare(Fault::restarts(Component::Agent, node, 1));
-        self.cluster.node(node).exhaust_memory(AGENT)
+        self.cluster.node(node).exhaust_memory(AGENT_PROCESS)
     }
 
     /// The agent of a node can open no more files.
     pub fn limit_open_files(&self, node: &str) -> Result<HostFault> {
-        let limit = self.cluster.node(node).limit_open_files(AGENT)?;
+        let limit = self.cluster.node(node).limit_open_files(AGENT_PROCESS)?;
         Ok(HostFault::new(format!("file limit of the agent on {node}"), move || limit.lift()))
     }
 
@@ -174,7 +168,7 @@ impl World {
     }
 
     /// Runs a hostile command on these nodes. When the returned fault ends, the lab's own table is there again, and that
-    /// of firewalld is not. kube-proxy repairs its tables itself.
+    /// of firewalld is not. The tables of kube-proxy, which a flush deletes as well, return when kube-proxy restarts.
     pub fn run_hostile(&self, command: HostileCommand, nodes: &[&str]) -> Result<HostFault> {
         let hosts: Vec<Host> = nodes.iter().map(|node| self.cluster.node(node)).collect();
         let mut restored = Vec::new();
@@ -213,7 +207,7 @@ impl World {
     pub async fn wait_for_agent(&self, node: &str, within: Duration) -> Result<()> {
         wait_until(within, &format!("the agent on {node} to be ready"), async || {
             let host = self.cluster.node(node);
-            let (status, text) = self.lan.get((host.ipv4(), crate::world::AGENT_PORT).into(), "/readyz", SOON)?;
+            let (status, text) = self.lan.get((host.ipv4(), AGENT_PORT).into(), "/readyz", SOON)?;
             ensure!(status == 200, "{status}: {text}");
             Ok(())
         })
@@ -222,13 +216,6 @@ impl World {
 
     fn node_api(&self) -> Api<Node> {
         Api::all(self.client.clone())
-    }
-}
-
-fn pattern(component: Component) -> &'static str {
-    match component {
-        Component::Agent => AGENT,
-        Component::Controller => CONTROLLER,
     }
 }
 

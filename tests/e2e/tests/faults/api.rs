@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, ensure};
 use crds::{LoadBalancerIP, NodeNetwork};
 use e2e::faults::api::{ApiClients, Loss, LostWrites};
-use e2e::world::SOON;
+use e2e::world::{AGENT_PROCESS, SOON};
 use e2e::{Scene, Scenes, World};
 use futures::future::try_join_all;
 use kube::Api;
@@ -99,10 +99,10 @@ async fn a_kernel_forwards_while_its_agent_restarts_without_an_api(scene: &Scene
     ensure!(is_programmed()?, "{} does not forward {}", web.owner, web.address);
     let hang = world.hang_api(ApiClients::Agents).await?;
     let probe = Probe::start(world, web.address)?;
-    let killed = node.processes("landfall node");
+    let killed = node.processes(AGENT_PROCESS);
     world.kill(Component::Agent, &web.owner)?;
     wait_until(SOON, "the agent to restart", async || {
-        let running = node.processes("landfall node");
+        let running = node.processes(AGENT_PROCESS);
         ensure!(running.iter().any(|process| !killed.contains(process)), "{running:?}");
         Ok(())
     })

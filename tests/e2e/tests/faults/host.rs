@@ -6,7 +6,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use e2e::world::{AGENT_PORT, SOON};
+use e2e::world::{AGENT_PORT, AGENT_PROCESS, SOON};
 use e2e::{ConnectOutcome, HostFault, HostileCommand, Scene, Scenes, World};
 use lab::{Topology, wait_until};
 use load::{Verdict, repeat_while_late};
@@ -234,7 +234,7 @@ async fn open_connections_survive_an_agent_without_memory(scene: &Scene<'_>) -> 
         tokio::time::sleep(BEFORE).await;
         world.exhaust_memory(&owner)?;
         wait_until(SOON, "another agent", async || {
-            let agents = world.cluster.node(&owner).processes("landfall node");
+            let agents = world.cluster.node(&owner).processes(AGENT_PROCESS);
             ensure!(!agents.is_empty(), "none");
             Ok(())
         })

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::world::{SOON, ingress};
+use e2e::world::{AGENT_PROCESS, SOON, ingress};
 use e2e::{Scene, Scenes, World};
 use lab::{CablePlan, Direction, Topology, wait_until};
 use load::{Bounds, Clock, Control, Prober, Server, Transport, TryPlan, Verdict, WakeupThread};
@@ -255,10 +255,10 @@ async fn a_node_whose_port_returns_is_heard_again(scene: &Scene<'_>) -> Result<(
     tokio::time::sleep(WATCHED).await;
     // With the defect, only another incarnation ends the conflict soon.
     let node = scene.world.cluster.node(&owner);
-    let former = node.processes("landfall node");
+    let former = node.processes(AGENT_PROCESS);
     scene.world.kill(Component::Agent, &owner)?;
     wait_until(SOON, "another agent", async || {
-        let running = node.processes("landfall node");
+        let running = node.processes(AGENT_PROCESS);
         ensure!(running.len() == 1 && running != former, "{running:?}");
         Ok(())
     })
