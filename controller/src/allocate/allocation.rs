@@ -426,7 +426,7 @@ impl HeldOption {
     }
 }
 
-/// For each slot, its held address as a target, unless there is none or the Service should leave it.
+/// For each slot, its held address as a target. `None` if the slot has no address, or if the Service should leave it.
 fn staying_targets(options: &[Option<HeldOption>]) -> Vec<Option<Target>> {
     options.iter().map(|option| option.filter(|option| !option.should_leave).map(HeldOption::target)).collect()
 }

@@ -175,7 +175,7 @@ impl fmt::Display for Family {
 /// An ordered set of address families.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Families {
-    /// Unused slots repeat the first family, or are IPv4 if there is none. So equal sets have equal fields.
+    /// Unused slots repeat the first family, or are IPv4 in an empty set. So equal sets have equal fields.
     all: [Family; 2],
     count: u8,
 }

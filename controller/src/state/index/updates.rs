@@ -14,7 +14,7 @@ use crate::allocate::sharing;
 use crate::state::record::{holder_keys, quarantine_end, reserved_service};
 
 /// In all functions, `None` means that the object does not exist. An unreadable object is passed in its last readable
-/// version; `None` if there is none.
+/// version, and as `None` if it had no readable one.
 impl ClusterIndex {
     pub fn set_pool(&mut self, name: &str, object: Option<Arc<IPAddressPool>>) {
         self.dirty.pools.insert(name.to_owned());
