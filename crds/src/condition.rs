@@ -1,7 +1,7 @@
 //! Conditions of a status.
 //!
-//! A condition is found by its type, changes its transition time only with its status, and keeps its position in the
-//! list. So writing a condition again changes nothing, and no watch gets an event.
+//! The type identifies a condition. A new status changes the transition time; a new reason or message does not. The
+//! position in the list never changes. So writing a condition again changes nothing, and no watch gets an event.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{self, Time};
@@ -84,32 +84,32 @@ impl DesiredCondition {
         })
     }
 
-    /// Returns `conditions` with this condition set. `now` is its transition time if the status changes. Other
+    /// Returns `conditions` with this condition set. If its status changes, `now` becomes its transition time. Other
     /// conditions stay unchanged.
     pub fn set_in(&self, conditions: &[Condition], now: Timestamp) -> Vec<Condition> {
         let mut conditions = conditions.to_vec();
-        let place = conditions.iter().position(|c| c.type_ == self.type_);
-        let since = place
-            .map(|place| &conditions[place])
-            .filter(|before| before.status == self.status.as_str())
-            .map_or(Time(now), |before| before.last_transition_time.clone());
+        let position = conditions.iter().position(|c| c.type_ == self.type_);
+        let last_transition_time = position
+            .map(|position| &conditions[position])
+            .filter(|old| old.status == self.status.as_str())
+            .map_or(Time(now), |old| old.last_transition_time.clone());
         let condition = Condition {
-            last_transition_time: since,
+            last_transition_time,
             message: self.message.as_str().into(),
             observed_generation: self.observed_generation,
             reason: self.reason.into(),
             status: self.status.as_str().into(),
             type_: self.type_.into(),
         };
-        match place {
-            Some(place) => conditions[place] = condition,
+        match position {
+            Some(position) => conditions[position] = condition,
             None => conditions.push(condition),
         }
         conditions
     }
 }
 
-/// Returns `conditions` without those of the group [`crate::GROUP`].
+/// Returns `conditions` without those of Landfall, whose types have the prefix [`crate::GROUP`].
 pub fn without_ours(conditions: &[Condition]) -> Vec<Condition> {
     let ours = |c: &Condition| c.type_.split_once('/').is_some_and(|(group, _)| group == crate::GROUP);
     conditions.iter().filter(|c| !ours(c)).cloned().collect()
@@ -145,12 +145,12 @@ mod tests {
 
     #[test]
     fn setting_a_condition_keeps_other_conditions_in_place() {
-        let other = desired_condition(ConditionStatus::True, "Else").set_in(&[], time(1)).remove(0);
+        let other = desired_condition(ConditionStatus::True, "OtherReason").set_in(&[], time(1)).remove(0);
         let other = Condition { type_: "example.com/Other".into(), ..other };
-        let wanted = desired_condition(ConditionStatus::True, "Allocated");
-        let conditions = wanted.set_in(std::slice::from_ref(&other), time(2));
-        assert!(wanted.is_in(&conditions));
-        assert!(!desired_condition(ConditionStatus::True, "Else").is_in(&conditions));
+        let desired = desired_condition(ConditionStatus::True, "Allocated");
+        let conditions = desired.set_in(std::slice::from_ref(&other), time(2));
+        assert!(desired.is_in(&conditions));
+        assert!(!desired_condition(ConditionStatus::True, "OtherReason").is_in(&conditions));
         assert_eq!(conditions[0], other);
         assert_eq!(without_ours(&conditions), vec![other]);
     }

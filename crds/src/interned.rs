@@ -25,11 +25,11 @@ pub struct InternedStr(ArcStr);
 #[derive(Default)]
 struct Interner {
     texts: HashSet<ArcStr>,
-    /// When the number of strings reaches this limit, and at least [`MIN_LIMIT`], unused ones are removed.
+    /// When the number of strings reaches the greater of this limit and [`MIN_LIMIT`], unused strings are removed.
     limit: usize,
 }
 
-/// With fewer strings than this, unused ones are not removed.
+/// Below this number of strings, unused strings are not removed.
 const MIN_LIMIT: usize = 1024;
 
 impl Interner {
@@ -65,7 +65,7 @@ impl<T: AsRef<str>> From<T> for InternedStr {
         if text.is_empty() {
             return Self::default();
         }
-        // A poisoned lock is harmless: no code that holds it panics.
+        // No code panics while it holds this lock, so the lock is never poisoned.
         Self(INTERNER.lock().unwrap_or_else(PoisonError::into_inner).intern(text))
     }
 }

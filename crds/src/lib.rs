@@ -15,11 +15,11 @@
 //! | [`labels`] | labels and label selectors |
 //! | [`condition`] | reading and writing the conditions of a status |
 //! | `interned` | strings that are stored once and shared |
-//! | [`words!`] | enums of words in the API |
+//! | [`words!`] | defines enums whose values the API writes as words |
 //! | [`manifest`] | the CustomResourceDefinitions as YAML for `kubectl apply` |
 //!
-//! Objects are parsed here, at the edge, into types that hold valid values only; decisions work on these types. This
-//! crate has no client, no clock and no socket.
+//! Objects are parsed here, at the edge, into types that can hold only valid values. Decisions work on these types.
+//! This crate has no client, no clock and no socket.
 
 #![warn(missing_docs)]
 

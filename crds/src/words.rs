@@ -1,6 +1,6 @@
-//! Enums of words in the API.
+//! Enums whose values the API writes as words.
 
-/// An enum whose values are written in the API as the names of their variants: defines the enum, `ALL` and `as_str`.
+/// Defines an enum, its list `ALL` of all values, and `as_str`. The API writes each value as the name of its variant.
 #[macro_export]
 macro_rules! words {
     ($(#[$attribute:meta])* $name:ident { $($(#[$variant_attribute:meta])* $variant:ident),* $(,)? }) => {

@@ -20,8 +20,8 @@ const MAX_RANGES: usize = 256;
 /// Maximum number of namespaces or selectors in a list of a pool. Bounds the cost of matching.
 const MAX_NAMES: usize = 256;
 
-/// Default cool-down of a released address. Neighbour caches keep an entry for about a minute after its last use: RFC
-/// 1122 §2.3.2.1 requires a timeout of that order. Clients cache DNS records for a similar time.
+/// Default cool-down of a released address. Neighbour caches keep an unused entry for about a minute (RFC 1122
+/// §2.3.2.1). Clients cache DNS records for a similar time.
 pub const REUSE_AFTER: Duration = Duration::from_secs(60);
 
 /// Addresses that Landfall may assign to Services of type LoadBalancer. One pool is enough to start: it serves all
@@ -55,10 +55,11 @@ pub struct IPAddressPoolSpec {
     /// (`192.0.2.10-192.0.2.20`) or a single address (`192.0.2.10`). At least 1 and at most 256 entries. An address in
     /// two pools belongs to the older pool; the condition `Overlap` of the younger pool reports it.
     ///
-    /// The first and last address of an IPv4 CIDR, and the first of an IPv6 CIDR, are assigned only if a Service
-    /// requests them. In a network of that size they are the network and broadcast address, and the anycast address of
-    /// the routers (RFC 4291 §2.6.1). Addresses of nodes and of their gateways are never assigned.
-    /// Services keep their addresses when a range is removed or the pool is deleted.
+    /// The first and the last address of an IPv4 CIDR are assigned only if a Service requests them: they can be the
+    /// network address and the broadcast address. The same holds for the first address of an IPv6 CIDR: it can be the
+    /// anycast address of the routers (RFC 4291 §2.6.1). A CIDR of one or two addresses has no such exception.
+    /// Addresses of nodes and of their gateways are never assigned. Services keep their addresses when a range is
+    /// removed or the pool is deleted.
     #[schemars(length(min = 1, max = MAX_RANGES))]
     pub addresses: Vec<AddressRange>,
 
@@ -72,7 +73,7 @@ pub struct IPAddressPoolSpec {
     #[serde(default = "default_true")]
     pub auto_assign: bool,
 
-    /// Whether to skip IPv4 addresses that end in .0 or .255, which some old network devices treat as broadcast
+    /// Whether to skip IPv4 addresses that end in .0 or .255. Some old network devices treat them as broadcast
     /// addresses. Skipped addresses are not assigned, even on request. Default: false.
     #[serde(default, rename = "avoidBuggyIPs")]
     pub avoid_buggy_ips: bool,
@@ -82,17 +83,17 @@ pub struct IPAddressPoolSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_allocation: Option<ServiceAllocation>,
 
-    /// Maximum number of addresses of this pool, IPv4 and IPv6 together, that the Services of one namespace can hold at
-    /// the same time. A shared address counts once. At least 1. Default: no limit. Services that already exceed the
-    /// limit keep their addresses. Example: `5`.
+    /// Maximum number of addresses of this pool that the Services of one namespace can hold at the same time. IPv4 and
+    /// IPv6 addresses count together. A shared address counts once. At least 1. Default: no limit. Services that
+    /// already exceed the limit keep their addresses. Example: `5`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1), extend("format" = "int32"))]
     pub max_per_namespace: Option<u32>,
 
-    /// Cool-down of an address after its last Service released it, so that clients and network devices can drop stale
-    /// cache entries. A duration such as `60s` or `1h30m`. Default: `60s`. During the cool-down, only these Services
-    /// get the address: the Service that held it (same namespace and name), a Service that requests it, and any Service
-    /// while this pool has no other free address of that family.
+    /// Cool-down of an address after its last Service released it. Meanwhile clients and network devices drop stale
+    /// cache entries. A duration such as `60s` or `1h30m`. Default: `60s`. During the cool-down, the address is only
+    /// assigned to the Service that held it (same namespace and name) or to a Service that requests it. If this pool
+    /// has no other free address of that family, any Service can get the address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     #[x_kube(validation = Rule::new(
@@ -101,12 +102,12 @@ pub struct IPAddressPoolSpec {
     pub reuse_after: Option<String>,
 
     /// Whether to drain this pool: its addresses are no longer assigned, even on request. Services keep the addresses
-    /// that they hold. `status.heldBy` lists these Services, and the condition `Drained` becomes true when no Service
-    /// holds an address of this pool. Default: false.
+    /// that they hold. `status.heldBy` lists these Services. The condition `Drained` becomes true when no Service holds
+    /// an address of this pool. Default: false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub drain: bool,
 
-    /// Whether the announcing node spreads packets: it re-sends them to the nodes that run the endpoints, so that
+    /// Whether the announcing node spreads packets: it re-sends them to the nodes that run the endpoints. Then the
     /// endpoints see the client address. With `false` the announcing node translates all packets itself, for every
     /// Service that holds an address of this pool. Default: true. To disable spreading for one Service, annotate the
     /// Service with `landfall.dev/spread: "false"`.
@@ -138,8 +139,8 @@ impl IPAddressPoolSpec {
     }
 }
 
-/// Which Services may get addresses of a pool, and in which order pools are tried; the meaning is that of MetalLB. A
-/// Service is admitted if both conditions hold:
+/// Which Services may get addresses of a pool, and in which order pools are tried. The fields mean the same as in
+/// MetalLB. A Service is admitted if both conditions hold:
 ///
 /// - Its namespace is in `namespaces` or matches one of `namespaceSelectors`, or both lists are empty.
 /// - The Service matches one of `serviceSelectors`, or that list is empty.
@@ -221,10 +222,11 @@ pub struct IPAddressPoolStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub held_by: Vec<String>,
 
-    /// `Ready`: whether addresses of this pool are assigned, and if not, the reason. `Overlap`: whether some of its
-    /// addresses belong to an older pool. `Exhausted`: whether no address is free, and of which family. `Drained`
-    /// (present only while `spec.drain` is true): whether no Service holds an address of this pool. `Conflict` (present
-    /// only while true): some of its addresses are quarantined because hosts outside the cluster use them.
+    /// `Ready` is true if Services can get addresses of this pool, and if its spec has no error. `Overlap` is true if
+    /// some of its addresses belong to an older pool. `Exhausted` is true if the pool has no free address of a family
+    /// that it assigns. `Drained` exists only while `spec.drain` is true; it is true if no Service holds an address of
+    /// this pool. `Conflict` exists only while addresses of this pool are quarantined because hosts outside the cluster
+    /// use them.
     #[serde(default)]
     #[schemars(schema_with = "conditions")]
     pub conditions: Vec<Condition>,
@@ -268,8 +270,8 @@ impl JsonSchema for AddressRange {
     }
 
     /// The rules that the API server checks before it stores an object, each with its message to the user. The API
-    /// server evaluates all rules, even after one has failed. So each rule must accept the values that an earlier rule
-    /// refuses.
+    /// server evaluates all rules, even after one has failed. So each rule accepts the values that an earlier rule
+    /// refuses: the user gets one message.
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         // CEL cannot compare addresses, but it can compare octets. The controller checks the order of IPv6 ranges and
         // reports it in the condition `Ready`.

@@ -23,7 +23,7 @@ const MAX_NAME: usize = 15;
 /// preferred.
 ///
 /// L2Advertisements are optional: any node may announce the addresses of a pool that no L2Advertisement selects.
-/// Otherwise a node may announce an address of the pool only if one L2Advertisement selects the node, the pool and a
+/// If some select the pool, only those apply. A node may announce an address if one of them selects the node and a
 /// Service that holds the address.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
@@ -37,9 +37,9 @@ const MAX_NAME: usize = 15;
     doc = "Which nodes announce load-balancer addresses by ARP and NDP, on which network interfaces, and which nodes \
            are preferred. L2Advertisements are optional: any node may announce the addresses of a pool that no \
            L2Advertisement selects. An L2Advertisement selects pools by name or by label; without either it selects \
-           all. If at least one selects the pool, a node may announce an address only if one L2Advertisement selects \
-           the node, the pool and a Service that holds the address. On each link one node announces the address, \
-           however many L2Advertisements select it.",
+           all. If some select the pool, only those apply. A node may announce an address if one of them selects the \
+           node and a Service that holds the address. On each link one node announces the address, however many \
+           L2Advertisements select it.",
     printcolumn(name = "Pools", type_ = "string", json_path = ".spec.ipAddressPools"),
     printcolumn(name = "Interfaces", type_ = "string", json_path = ".spec.interfaces"),
     printcolumn(
@@ -66,23 +66,22 @@ pub struct L2AdvertisementSpec {
     pub ip_address_pool_selectors: Vec<LabelSelector>,
 
     /// Label selectors for the nodes that may announce the addresses. A node must match at least one entry. At most 256
-    /// entries. Default: all nodes. If no node matches, no node announces because of this
-    /// L2Advertisement.
+    /// entries. Default: all nodes. If no node matches, this L2Advertisement allows no announcement.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "selectors")]
     pub node_selectors: Vec<LabelSelector>,
 
     /// Names of the network interfaces to announce on. A node announces an address on each listed interface that is up
     /// and has an address of its family (IPv4 or IPv6). A node without such an interface does not announce; another
-    /// node with one does. At most 256 entries, each of at most 15 characters. Default: one interface, whose subnet
-    /// contains the address, or else the interface with the InternalIP of the node. Example: `eth0`.
+    /// node with one does. At most 256 entries, each of at most 15 characters. Default: the interface whose subnet
+    /// contains the address. If there is none, the interface with the InternalIP of the node. Example: `eth0`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "interfaces")]
     pub interfaces: Vec<String>,
 
     /// Label selectors for the Services that hold the addresses. A Service must match at least one entry. At most 256
-    /// entries. Default: all Services. Several Services can share an address: then a node announces it that may do so
-    /// for the greatest number of them.
+    /// entries. Default: all Services. If Services share an address, only those nodes announce it that may announce for
+    /// the greatest number of these Services.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "selectors")]
     pub service_selectors: Vec<LabelSelector>,
@@ -163,7 +162,7 @@ pub struct Advertisement {
     pub pool_selectors: Selectors,
     /// Selectors of the nodes that may announce.
     pub nodes: Selectors,
-    /// Interfaces to announce on. Empty: the interface that the address belongs to.
+    /// Interfaces to announce on. Empty: the interface that the address belongs to by its subnet.
     pub interfaces: BTreeSet<String>,
     /// Selectors of the Services.
     pub services: Selectors,
@@ -171,8 +170,8 @@ pub struct Advertisement {
     pub preferences: Vec<(u32, Selector)>,
 }
 
-/// A list of selectors; `None` if the list is empty. A selector with an unknown operator matches nothing. (The API
-/// server refuses such a selector, but the object can be older than the check.)
+/// A list of selectors; `None` if the list is empty. A selector with an unknown operator matches nothing. The API
+/// server refuses such a selector, but the object can be older than this check.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selectors(Option<Vec<Selector>>);
 

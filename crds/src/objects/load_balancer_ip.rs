@@ -1,7 +1,7 @@
 //! `LoadBalancerIP`: one load-balancer address, the Services that hold it and the nodes that announce it.
 //!
-//! The name of the object is the address. So the API server guarantees that an address is assigned once: it refuses the
-//! second create. An address is announced and forwarded only while its object exists.
+//! The name of the object is the address. So the API server guarantees that an address is assigned once: it refuses to
+//! create a second object of the same name. An address is announced and forwarded only while its object exists.
 
 #![allow(clippy::duplicated_attributes, reason = "printer columns may share a type")]
 
@@ -29,7 +29,7 @@ use crate::{InternedStr, Malformed, ResourceVersion, address};
     derive = "PartialEq",
     doc = "One load-balancer address, the Services that hold it and the nodes that announce it. The name is the \
            address, so the API server guarantees that an address is assigned once. Landfall creates and deletes these \
-           objects. To reserve an address, create an object without services: it is kept when no Service uses the \
+           objects. To reserve an address, create an object without services: it stays even if no Service uses the \
            address.",
     selectable = ".spec.pool",
     validation = Rule::new(
@@ -75,18 +75,18 @@ pub struct LoadBalancerIPSpec {
     #[schemars(length(max = 253))]
     pub sharing_key: Option<String>,
 
-    /// Reserves the address: this object stays when no Service uses the address. The address is assigned only to a
-    /// Service that requests it or that is named here. An object that is created without `services` is always a
-    /// reservation.
+    /// Reserves the address: this object stays even if no Service uses the address. The address is assigned only to a
+    /// Service that requests it, or to the Service that is named here. An object that is created without `services` is
+    /// always a reservation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("has(self.namespace) || !has(self.service)").message(
         "a reservation for a Service must also set its namespace"
     ))]
     pub reservation: Option<Reservation>,
 
-    /// Set by Landfall if another host on the LAN uses the address before the address is first announced. The Service
-    /// gets another address, and this one is not assigned for 10 minutes. Then Landfall deletes the object, and the
-    /// address can be assigned again. Delete the object to end the quarantine early.
+    /// Set by Landfall if another host on the LAN uses the address, and no node has announced the address yet. The
+    /// Service gets another address, and this one is not assigned for 10 minutes. Then Landfall deletes the object, and
+    /// the address can be assigned again. Delete the object to end the quarantine early.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quarantine: Option<Quarantine>,
 }
@@ -113,7 +113,7 @@ pub struct Quarantine {
 /// Maximum number of Services that share an address. Bounds the size of the object.
 pub const MAX_HOLDERS: usize = 100;
 
-/// Services that a reserved address is kept for. Empty: any Service that requests the address.
+/// The Services for which an address is reserved. Empty: any Service that requests the address.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Reservation {
@@ -122,7 +122,7 @@ pub struct Reservation {
     #[schemars(length(max = 63))]
     pub namespace: Option<InternedStr>,
 
-    /// Only the Service with this name in `namespace` gets the address, also without a request. Default: any Service
+    /// Only the Service with this name in `namespace` gets the address, even without a request. Default: any Service
     /// that requests the address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
@@ -157,8 +157,7 @@ impl Holder {
     }
 }
 
-/// The nodes that announce the address, and other hosts that use it. Each node reports its own announcements after they
-/// begin.
+/// The nodes that announce the address, and other hosts that use it. Each node reports its own announcements.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LoadBalancerIPStatus {
@@ -192,8 +191,8 @@ pub struct AddressConflict {
     /// MAC address of the conflicting host. Example: `02:00:5e:10:00:99`.
     #[schemars(length(max = 17))]
     pub mac: String,
-    /// True if the conflict keeps the node from announcing the address. That is the case for an address that was never
-    /// announced; an address that was announced before stays announced.
+    /// True if the node does not announce the address because of the conflict. Only an address that was never announced
+    /// is held back; an address that was announced before stays announced.
     pub held_back: bool,
     /// Time at which the node detected the conflict.
     pub since: Time,
@@ -209,7 +208,7 @@ pub struct Announcer {
     /// Network interface of the node.
     #[schemars(length(max = 15))]
     pub link: InternedStr,
-    /// Number of the claim: each new owner of the address raises it. If two nodes claim the address, the greater epoch
+    /// Number of the claim. Each takeover of the address raises it. If two nodes claim the address, the greater epoch
     /// wins.
     pub epoch: i64,
     /// Time at which the node began to announce the address.
@@ -219,8 +218,8 @@ pub struct Announcer {
     pub moved: Option<Takeover>,
     /// How this node forwards packets from clients to endpoints. `Spread`: through the nodes that run the endpoints;
     /// the endpoints see the client address. `Translated`: by this node; endpoints on other nodes see the address of
-    /// this node. `Mixed`: both. `Proxied`: by the Service proxy. Absent: Landfall forwards no packets here, or the
-    /// agent runs an older version.
+    /// this node. `Mixed`: both. `Proxied`: by the Service proxy. Absent: Landfall does not forward packets on this
+    /// node (`--dataplane=off`), or the agent has an older version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>", length(max = 63))]
     pub reach: Option<Reach>,
@@ -243,8 +242,8 @@ pub struct Takeover {
     #[schemars(length(max = 32))]
     pub cause: InternedStr,
     /// Time from the last Hello of the previous node to the announcement by this node, in milliseconds. If the previous
-    /// node died, this is an upper bound of the outage, because the node died after that Hello. If it ceded the
-    /// address, there was no outage.
+    /// node died, the outage was at most this long, because the node died after that Hello. If the previous node ceded
+    /// the address, there was no outage.
     #[schemars(range(min = 0))]
     pub took_milliseconds: i64,
 }
@@ -253,7 +252,7 @@ impl LoadBalancerIP {
     /// The address.
     ///
     /// # Errors
-    /// If name and spec do not agree. Such an object must be ignored.
+    /// If the name does not match `spec.address`. The caller must ignore such an object.
     pub fn address(&self) -> Result<IpAddr, Malformed> {
         let name = self.metadata.name.as_deref().unwrap_or_default();
         match (address::parse_object_name(name), self.spec.address.parse::<IpAddr>()) {
@@ -276,8 +275,8 @@ pub struct Record {
     pub uid: InternedStr,
     /// Version for conditional writes.
     pub resource_version: ResourceVersion,
-    /// Whether the object is being deleted and waits for finalizers. No Service holds its address, and the address is
-    /// not free until the object no longer exists.
+    /// Whether the object is being deleted and waits for finalizers. No Service holds its address, but the address
+    /// becomes free only when the object is removed.
     pub deleting: bool,
     /// Pool of the address.
     pub pool: InternedStr,
@@ -289,7 +288,7 @@ pub struct Record {
     pub reservation: Option<Box<Reservation>>,
     /// `spec.quarantine`.
     pub quarantine: Option<Box<Quarantine>>,
-    /// Nodes that announce the address, as reported by themselves.
+    /// Nodes that announce the address. Each node reports itself.
     pub announcers: Vec<Announcer>,
     /// Time of the first announcement.
     pub first_announced: Option<Time>,
@@ -298,7 +297,7 @@ pub struct Record {
 }
 
 impl Record {
-    /// Whether the object is kept when no Service uses the address.
+    /// Whether the object stays even if no Service uses the address.
     pub fn is_reservation(&self) -> bool {
         self.reservation.is_some() || (self.holders.is_empty() && self.quarantine.is_none())
     }

@@ -1,5 +1,5 @@
-//! Generates `deploy/crds.yaml`, the CustomResourceDefinitions, from the types. So the code, the installed
-//! schema and `kubectl explain` always agree.
+//! Generates the CustomResourceDefinitions in `deploy/crds.yaml` from the types. So the code, the installed schema and
+//! `kubectl explain` always agree.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
@@ -9,7 +9,7 @@ use crate::{IPAddressPool, L2Advertisement, LoadBalancerIP, NodeNetwork};
 /// First line of the generated file.
 const HEADER: &str = "# Generated from the types in crds/: change them there, then run `make crds`.\n";
 
-/// Definitions of all kinds, in the order of installation.
+/// Definitions of all kinds, in the order of the file.
 pub fn definitions() -> Vec<CustomResourceDefinition> {
     let mut definitions = vec![IPAddressPool::crd(), L2Advertisement::crd(), LoadBalancerIP::crd(), NodeNetwork::crd()];
     for definition in &mut definitions {

@@ -1,7 +1,7 @@
 //! `NodeNetwork`: links, addresses and gateways of a node.
 //!
-//! A Node object lists only the addresses of the node inside the cluster. The agent on the node publishes its links and
-//! gateways here, so that the controller never assigns one of their addresses to a Service.
+//! A Node object lists only few addresses of the node, and no gateways. So the agent on the node publishes here the
+//! addresses of all links and gateways. The controller never assigns one of them to a Service.
 
 #![allow(clippy::duplicated_attributes, reason = "printer columns may share a type")]
 
@@ -51,8 +51,9 @@ pub struct NodeLink {
     /// Addresses of the node on this link, with prefix length. Example: `192.0.2.11/24`.
     #[serde(default)]
     pub addresses: Vec<String>,
-    /// MAC address of the node on this link. Peers re-send frames for load-balancer addresses to it. Absent: peers
-    /// translate the packets and route them to the pods of this node. Example: `02:00:5e:10:00:01`.
+    /// MAC address of the node on this link. Other nodes re-send frames for load-balancer addresses to this MAC
+    /// address. If it is absent, other nodes translate these packets and route them to the pods of this node. Example:
+    /// `02:00:5e:10:00:01`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,
 }
@@ -76,10 +77,10 @@ impl From<&NodeNetwork> for NodeAddresses {
     }
 }
 
-/// Links of a peer that this node can re-send frames to, from its [`NodeNetwork`].
+/// The links in the [`NodeNetwork`] of a peer to which this node can re-send frames.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PeerLinks {
-    /// Links with a MAC address.
+    /// The links that have a MAC address.
     pub links: Vec<PeerLink>,
 }
 

@@ -59,7 +59,7 @@ impl EndpointSlice {
         }
         let mut ports = BTreeMap::new();
         for port in object.ports.iter().flatten() {
-            // A port without a number stands for all ports of the endpoint. No port of a Service refers to it.
+            // A port without a number stands for all ports of the endpoint. No Service port refers to such a port.
             let Some(number) = port.port else { continue };
             let malformed = |problem: String| Malformed { kind: "EndpointSlice", name: key.to_string(), problem };
             let protocol = Protocol::parse(port.protocol.as_deref())
@@ -72,7 +72,7 @@ impl EndpointSlice {
         let endpoints = object.endpoints.iter().flatten().filter_map(|endpoint| {
             // Only the first address counts, as documented in the API.
             let text = endpoint.addresses.first()?;
-            let Some(address) = text.parse().ok().filter(|address| is_reachable(*address)) else {
+            let Some(address) = text.parse().ok().filter(|address| can_be_endpoint(*address)) else {
                 refused.get_or_insert_with(|| Box::from(text.as_str()));
                 return None;
             };
@@ -97,8 +97,8 @@ impl EndpointSlice {
     }
 }
 
-/// Whether an endpoint can have this address: unicast, and neither loopback, nor link-local, nor IPv4-mapped.
-fn is_reachable(address: IpAddr) -> bool {
+/// Whether an endpoint can have this address: a unicast address that is neither loopback, link-local nor IPv4-mapped.
+fn can_be_endpoint(address: IpAddr) -> bool {
     let link_local = match address {
         IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
         IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.to_ipv4_mapped().is_some(),
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn slices_without_service_or_with_host_names_are_ignored() {
+    fn slice_without_service_or_with_host_names_is_ignored() {
         let labels = json!({"labels": {"kubernetes.io/service-name": "web"}});
         assert_eq!(read(json!({"metadata": {}, "addressType": "IPv4", "endpoints": []})), Ok(None));
         assert_eq!(read(json!({"metadata": labels, "addressType": "FQDN", "endpoints": []})), Ok(None));

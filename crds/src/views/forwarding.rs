@@ -22,7 +22,7 @@ const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 /// The value of [`PROXY_NAME`] that assigns a Service to Landfall.
 const PROXY: &str = "landfall";
 
-/// The label that makes all proxies ignore a Service, whatever value the label has.
+/// The label that makes all proxies ignore a Service. The value of the label does not matter.
 const HEADLESS: &str = "service.kubernetes.io/headless";
 
 /// Where packets to a Service are sent.
@@ -68,8 +68,7 @@ pub enum Forwarder {
     LandfallAndProxy,
     /// Only Landfall: `service.kubernetes.io/service-proxy-name: landfall`.
     Landfall,
-    /// Another proxy, which `service.kubernetes.io/service-proxy-name` names, or no proxy
-    /// (`service.kubernetes.io/headless`).
+    /// The proxy that `service.kubernetes.io/service-proxy-name` names, or no proxy (`service.kubernetes.io/headless`).
     Other,
 }
 
@@ -90,7 +89,7 @@ words! {
     /// `landfall.dev/Forwarding`.
     #[derive(Default, Serialize, Deserialize)]
     Reach {
-        /// Re-sent to the nodes that run the endpoints. The endpoints see the client address.
+        /// The frames are re-sent to the nodes that run the endpoints. The endpoints see the client address.
         Spread,
         /// Some packets as with `Spread`, others as with `Translated`.
         Mixed,
@@ -100,21 +99,21 @@ words! {
         Translated,
         /// Forwarded by the Service proxy, or by another proxy that the Service names.
         Proxied,
-        /// A value of a newer version.
+        /// A value that this version does not know.
         #[serde(other)]
         Other,
     }
 }
 
 words! {
-    /// Why a part of a Service is not forwarded as specified, ordered by severity with the most severe last. Also the
-    /// reason of the condition `landfall.dev/Forwarding`.
+    /// Why a part of a Service is not forwarded as specified. Also the reason of the condition
+    /// `landfall.dev/Forwarding`. In ascending order of severity.
     #[derive(Serialize, Deserialize)]
     #[serde(from = "String")]
     ProblemReason {
-        /// A value of a newer version.
+        /// A value that this version does not know.
         Other,
-        /// Replies may leave the node through another link than the requests arrived on.
+        /// Replies may leave the node on a different link from the one on which the requests arrived.
         AnswersElsewhere,
         /// The annotation `landfall.dev/backend` has an unknown value and is ignored.
         UnknownBackend,

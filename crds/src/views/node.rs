@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1 as core;
 
 use crate::labels::Labels;
 
-/// The label that excludes a node from traffic that enters the cluster.
+/// The label that excludes a node from load balancing, so that it announces no addresses.
 pub const EXCLUDE: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 
 /// The label that moves announcements from a node to other nodes before maintenance:
@@ -16,8 +16,8 @@ pub const EXCLUDE: &str = "node.kubernetes.io/exclude-from-external-load-balance
 /// - `landfall.dev/drain=` or `=true`: at once, while the label exists.
 /// - `landfall.dev/drain=false`: no effect.
 ///
-/// It is a label, so `kubectl get nodes -l landfall.dev/drain` lists the nodes. Cordoning a node without the label
-/// moves nothing, because nodes are also cordoned for other reasons.
+/// It is a label and no annotation, so that `kubectl get nodes -l landfall.dev/drain` lists the nodes. Without the
+/// label, cordoning a node moves nothing, because nodes are also cordoned for other reasons.
 pub const DRAIN: &str = "landfall.dev/drain";
 
 /// The value of [`DRAIN`] that drains a node only while it is cordoned.
@@ -43,8 +43,8 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// `spec.podCIDRs`, not parsed.
     pub pod_cidrs: Vec<String>,
-    /// Whether the label `node.kubernetes.io/exclude-from-external-load-balancers` exists and its value is not false,
-    /// as in the cloud controllers of Kubernetes.
+    /// Whether the label [`EXCLUDE`] exists and its value is not false. The service controller of Kubernetes parses it
+    /// in the same way.
     pub excluded: bool,
     /// Why other nodes should announce addresses in place of this node.
     pub drain_reason: Option<DrainReason>,
@@ -102,7 +102,7 @@ fn drain_reason(object: &core::Node, spec: &core::NodeSpec, status: &core::NodeS
     reasons.into_iter().find(|(_, applies)| *applies).map(|(reason, _)| reason)
 }
 
-/// Whether Go's `strconv.ParseBool` returns false for the value. Kubernetes parses such labels with it.
+/// Whether Go's `strconv.ParseBool` parses this value as false. Kubernetes parses such labels with that function.
 fn is_false(value: &str) -> bool {
     ["0", "f", "F", "FALSE", "false", "False"].contains(&value)
 }

@@ -1,7 +1,7 @@
 //! The addresses that a Service requests: `spec.loadBalancerIP`, and annotations of Landfall and MetalLB.
 //!
-//! Metadata and spec → [`RequestedAddresses`] or [`InvalidRequest`]. Addresses are compared by value. A Service may
-//! repeat its request in several fields and annotations if all have the same value.
+//! Metadata and spec → [`RequestedAddresses`] or [`InvalidRequest`]. A Service may repeat its request in several
+//! fields and annotations if all have the same value. Addresses are compared by value, in any order.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -21,12 +21,12 @@ pub const LOAD_BALANCER_IPS: [&str; 3] =
 pub const ALLOW_SHARED_IP: [&str; 3] =
     ["landfall.dev/allow-shared-ip", "metallb.io/allow-shared-ip", "metallb.universe.tf/allow-shared-ip"];
 
-/// Annotation that lists other namespaces whose Services may share the address, separated by commas; `*` for all. Two
-/// Services share an address only if each of them lists the namespace of the other.
+/// Annotation that lists other namespaces whose Services may share the address, separated by commas; `*` for all.
+/// Services of two namespaces share an address only if each of them lists the namespace of the other.
 pub const SHARE_WITH_NAMESPACES: &str = "landfall.dev/share-with-namespaces";
 
-/// The field that requests one address. Kubernetes deprecated the field, but users still set it. So Landfall honours or
-/// refuses the request, and does not ignore it.
+/// The field that requests one address. Kubernetes deprecated the field, but users still set it. So Landfall grants or
+/// refuses the request, and never ignores it.
 const LOAD_BALANCER_IP: &str = "spec.loadBalancerIP";
 
 /// Maximum number of addresses that a Service can request. The limit bounds the size of the status.
@@ -35,7 +35,7 @@ pub const MAX_ADDRESSES: usize = 16;
 /// The addresses that a Service requests, and its settings for sharing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RequestedAddresses {
-    /// Specific addresses without duplicates, in the order as written. Empty: any address.
+    /// Specific addresses without duplicates, in the order in which the Service lists them. Empty: any address.
     pub addresses: Vec<IpAddr>,
     /// Name of the pool. `None`: any pool.
     pub pool: Option<InternedStr>,
@@ -133,7 +133,7 @@ impl RequestedAddresses {
     }
 }
 
-/// Returns the value that all entries have, or an error if two entries differ. `None` without entries.
+/// Returns the value that all entries have in common, or an error if two entries differ; `None` without entries.
 fn merge<'a, T>(
     entries: impl Iterator<Item = Result<((&'static str, &'a str), T), InvalidRequest>>,
     same: impl Fn(&T, &T) -> bool,

@@ -29,7 +29,7 @@ const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ran
 /// The annotation that, with the value `"false"`, disables spreading: the announcing node forwards all packets itself.
 const SPREAD: &str = "landfall.dev/spread";
 
-/// Default timeout of the session affinity in seconds (`ClientIPConfig.timeoutSeconds`): 3 hours.
+/// Default timeout of session affinity in seconds: 3 hours, as in `ClientIPConfig.timeoutSeconds`.
 const DEFAULT_AFFINITY: u32 = 10_800;
 
 /// Condition type: whether Landfall has assigned the requested addresses to the Service.
@@ -121,7 +121,7 @@ pub enum TrafficPolicy {
 /// `spec.ipFamilyPolicy` (KEP-563): whether the Service needs an address of each family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FamilyPolicy {
-    /// One family: the first one.
+    /// One family: the first of `spec.ipFamilies`.
     #[default]
     SingleStack,
     /// Both families if available, otherwise one.
@@ -139,7 +139,7 @@ pub struct Port {
     pub protocol: Protocol,
     /// Port number that clients use.
     pub number: u16,
-    /// Node port for the same endpoints.
+    /// Port on every node on which the Service proxy serves the same endpoints.
     pub node_port: Option<u16>,
 }
 
@@ -153,7 +153,7 @@ pub enum Family {
 }
 
 impl Family {
-    /// Both, IPv4 first.
+    /// Both families, IPv4 first.
     pub const ALL: [Self; 2] = [Self::V4, Self::V6];
 }
 
@@ -175,7 +175,7 @@ impl fmt::Display for Family {
 /// An ordered set of address families.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Families {
-    /// Unused slots repeat the first family, or are IPv4 in an empty set. So equal sets have equal fields.
+    /// The families, then padding: the first family again, or IPv4 in an empty set. So equal sets have equal fields.
     all: [Family; 2],
     count: u8,
 }
@@ -220,7 +220,7 @@ pub struct Service {
     pub created: Timestamp,
     /// Whether the Service is being deleted and waits for finalizers.
     pub deleting: bool,
-    /// Whether the type is LoadBalancer. For other types, Landfall reads the following fields only to clean up.
+    /// Whether the type is LoadBalancer. For other types, Landfall reads the other fields only to clean up.
     pub is_load_balancer: bool,
     /// `spec.loadBalancerClass`.
     pub class: Option<InternedStr>,
@@ -258,8 +258,8 @@ pub struct Service {
     /// Whether our controller added [`FINALIZER`], according to `metadata.managedFields`. Other providers use the same
     /// finalizer.
     pub owns_finalizer: bool,
-    /// `status.loadBalancer.ingress`. Any user who may patch the status can write it, so it never justifies an
-    /// announcement or a rule.
+    /// `status.loadBalancer.ingress`. Any user with access to the status can write it. So Landfall neither announces
+    /// nor forwards an address because it is listed here.
     pub ingress: Vec<Ingress>,
     /// All conditions.
     pub conditions: Vec<Condition>,
@@ -291,14 +291,14 @@ impl Service {
         self.is_load_balancer && self.class.as_deref().map_or(default, |class| class == CLASS)
     }
 
-    /// Whether the status reports addresses from Landfall. This is so if the condition [`ALLOCATED`] is true. The
+    /// Whether the addresses in the status come from Landfall: whether the condition [`ALLOCATED`] is true. The
     /// controller writes this condition together with the addresses and the finalizer. Addresses and finalizer alone
     /// could be those of another provider.
     pub fn is_allocated(&self) -> bool {
         self.conditions.iter().any(|condition| condition.type_ == ALLOCATED && condition.status == "True")
     }
 
-    /// The program that forwards packets to the Service. Whichever it is, Landfall assigns and announces the addresses.
+    /// The program that forwards packets to the Service. Landfall assigns and announces the addresses in any case.
     pub fn forwarder(&self) -> Forwarder {
         Forwarder::from(&self.labels)
     }
@@ -308,7 +308,7 @@ impl Service {
         self.cluster_ips.iter().copied().find(|address| Family::from(*address) == family)
     }
 
-    /// Clears the fields that do not affect forwarding. Node agents need less memory and see fewer changes this way.
+    /// Clears the fields that do not affect forwarding. So node agents need less memory and see fewer changes.
     pub fn into_forwarding_view(self) -> Self {
         Self {
             resource_version: 0,
@@ -405,7 +405,7 @@ fn owns_finalizer(meta: &ObjectMeta) -> bool {
         .any(|fields| fields.0["f:metadata"]["f:finalizers"].get(&element).is_some())
 }
 
-/// The ports of a Service, or the error in them.
+/// The ports of a Service, or the error in the first invalid port.
 fn ports(spec: &core::ServiceSpec) -> Result<Vec<Port>, String> {
     let mut ports = Vec::new();
     let mut seen = BTreeSet::new();
