@@ -1,32 +1,34 @@
-//! Which nodes are dead. The dataplane sends them no new connections, even before the API server notices their death.
+//! Which nodes are dead. The dataplane sends no new connections to dead nodes, even before Kubernetes notices their
+//! death.
 //!
-//! Input are the observations of each node on each link, output is a set of names. [`Deaths`] remembers dead nodes and
-//! nodes that sent a goodbye.
+//! The input is the observation of each node on each link; the output is a set of names. [`Deaths`] remembers dead
+//! nodes and nodes that sent a goodbye.
 //!
 //! A mistake here costs more than a mistake in [`ownership`](crate::ownership::rules). A needless takeover only moves
-//! an address. A node that is wrongly declared dead loses its connections, and a node that has become deaf would
-//! declare all others dead. So a takeover needs only silence, but a death needs more evidence:
+//! an address. A node that is wrongly declared dead loses its connections. If silence alone proved a death, a node that
+//! becomes deaf would declare all others dead. So a takeover needs only silence, but a death needs more evidence:
 //!
-//! - The node was heard before, and is silent on *every* link on which it was heard. A node is alive if, on any link,
-//!   this node hears it, or a peer reports hearing it. A deaf node is alive, too, because it still sends Hellos.
+//! - The node was heard before, and is silent on *every* link on which it was heard. A node is alive if this node hears
+//!   it on any link, or if a peer reports that it hears the node. A deaf node is alive, too, because it still sends
+//!   Hellos.
 //! - On at least one of these links, a peer *confirms* the silence: the peer is alive, was heard just now, hears this
 //!   node, and has not heard the silent node within its window either. A node that is cut off, has just started or was
 //!   suspended has no such peer, so it declares no node dead.
 //! - On a link with a single peer, no other peer can confirm the silence of that peer. Instead, an ARP or NDP frame of
 //!   another host (a router, or a client that resolves an address) shows that this node can hear. The peer is dead if
 //!   such a frame arrives after the peer fell silent, and the peer stays silent for one more window.
-//! - A node that sent a goodbye is not dead: its speaker stopped in order, and its pods still run.
+//! - A node that sent a goodbye is not dead: its speaker was shut down, and its pods still run.
 //!
-//! A dead node stays dead until it is heard again, also when all other nodes fall silent later. It is forgotten after
-//! [`FORGET_AFTER`], or when this node no longer sends Hellos on that link. After [`FORGET_AFTER`] the API server has
-//! removed the endpoints of a dead node. If its endpoints are still ready, the node runs and only its speaker has
-//! failed.
+//! A dead node stays dead until it is heard again, even if all other nodes fall silent later. It is forgotten after
+//! [`FORGET_AFTER`], or when this node no longer sends Hellos on that link. After [`FORGET_AFTER`] Kubernetes reports
+//! the endpoints of a dead node as not ready. If they are still ready, the node runs and only its speaker has failed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// A dead node is forgotten after this time. By default the API server removes the endpoints of a silent node after
-/// 50 s. This time is twelve times as long, so that the API server itself may be unavailable for some minutes.
+/// A dead node is forgotten after this time. By default Kubernetes reports the endpoints of a silent node as not ready
+/// after 50 s (`node-monitor-grace-period`). This time is twelve times as long, so that the API server itself may be
+/// unavailable for some minutes.
 pub const FORGET_AFTER: Duration = Duration::from_secs(600);
 
 /// The observation of a node on a link.
@@ -38,7 +40,7 @@ pub enum Observation {
     },
     /// It sent a goodbye.
     Left,
-    /// This node hears it, or a peer reports hearing it.
+    /// This node or a peer hears it.
     Present,
 }
 

@@ -1,12 +1,12 @@
-//! Handshakes with speakers that have not proved yet that they are alive. The seal of a packet proves that a node of
+//! Handshakes with speakers that have not yet proved that they are alive. The seal of a packet proves that a node of
 //! the cluster sent it at some time, not that this node is alive now. A speaker with a proof is *believed*.
 //!
 //! Any host on the LAN can record packets and replay them. Within one run of a speaker, the sequence in its packets
 //! distinguishes new packets from replayed ones. After a restart of either node, or after a silence, the sequence does
-//! not. So a speaker from which no packet came lately must prove that it is alive now, in one of two ways:
+//! not. So a speaker that was not heard recently must prove that it is alive now, in one of two ways:
 //!
-//! - The speaker echoes a packet that this node sent just now: this node's id on this link, and the sequence of one of
-//!   this node's last [`ECHO_WINDOW`] packets. The id is new at each start, so no packet from before contains it.
+//! - The speaker echoes a Hello that this node sent just now. The echo contains this node's id on this link, and the
+//!   sequence of one of its last [`ECHO_WINDOW`] Hellos. The id is new at each start, so no older packet contains it.
 //! - A believed peer reports in its Hello that it hears the speaker.
 //!
 //! ```text
@@ -24,11 +24,11 @@ use std::time::Duration;
 use crate::wire::hello;
 
 /// An echo proves life if it has the sequence of one of the last 32 Hellos of this node: 1.6 s at 20 Hellos per second.
-/// An echo arrives after some milliseconds, so there is time for further ones if some are lost.
+/// An echo arrives after some milliseconds, so there is time for further echoes if some are lost.
 pub const ECHO_WINDOW: u32 = 32;
 
-/// This node echoes the last packet of an unproven speaker for at most this time. A live speaker sends several packets
-/// in that time.
+/// This node echoes the last packet of an unproven speaker for this time. It equals the longest interval of Hellos, so
+/// that a live speaker sends its next packet within it.
 const LIFETIME: Duration = Duration::from_secs(1);
 
 /// The maximum number of handshakes. An attacker without a key can create at most one for each incarnation whose
@@ -56,11 +56,11 @@ impl Handshakes {
             (handshake.sequence, handshake.at) = (sequence, now);
             return false;
         }
-        let room = self.0.len() < MAX_HANDSHAKES;
-        if room {
+        let has_room = self.0.len() < MAX_HANDSHAKES;
+        if has_room {
             self.0.insert(incarnation, Handshake { sequence, at: now, vouched_at: None });
         }
-        room
+        has_room
     }
 
     pub fn remove(&mut self, incarnation: u64) {
@@ -90,7 +90,8 @@ impl Handshakes {
     }
 }
 
-/// Whether `echoes` contain a recent packet of the speaker with this incarnation, whose current sequence is `sequence`.
+/// Whether `echoes` contain a recent Hello of this node. `incarnation` is that of this node on the link, and `sequence`
+/// is that of its last Hello.
 pub fn is_echoed(echoes: &[hello::Echo], incarnation: u64, sequence: u64) -> bool {
     let own_id = hello::id(incarnation);
     echoes.iter().any(|echo| echo.id == own_id && (sequence as u32).wrapping_sub(echo.sequence) < ECHO_WINDOW)
@@ -105,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_echo_of_a_recent_packet_is_a_proof() {
+    fn only_an_echo_of_a_recent_packet_proves_life() {
         let echo = |incarnation, sequence| vec![hello::Echo { id: hello::id(incarnation), sequence }];
         for (case, echoes, sequence, expected) in [
             ("the last packet", echo(7, 100), 100, true),
@@ -121,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn unproven_speaker_is_echoed_briefly_and_can_be_vouched_for() {
+    fn unproven_speaker_is_echoed_and_vouched_for_only_briefly() {
         let mut handshakes = Handshakes::default();
         assert!(handshakes.record_unproven(ms(1000), 7, 1));
         assert!(!handshakes.record_unproven(ms(1050), 7, 2));

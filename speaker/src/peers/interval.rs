@@ -1,21 +1,23 @@
 //! The interval of Hellos on a link: it grows with the number of speakers, so that the packet rate stays bounded.
 //!
-//! Input is the number of speakers, output an interval. Speakers need not agree: each Hello publishes the time until
-//! the next one, and receivers rely on that. Before the interval really grows, a few Hellos publish the longer one, so
-//! that a receiver that misses the first of them does not take the sender for dead.
+//! The input is the number of speakers; the output is an interval. Speakers need not agree: each Hello publishes the
+//! time until the next one, and receivers rely on that. Before the real interval grows, a few Hellos already publish
+//! the longer interval. If a receiver misses the first of them, it still learns the interval in time, and the sender
+//! does not look dead.
 
 use std::time::Duration;
 
 use crate::config::Config;
 
-/// The maximum number of packets that a speaker receives per second on a link, except while claims change. Up to 26
-/// speakers can send a Hello every 50 ms; 50 speakers send one every 98 ms, and 100 every 198 ms.
+/// The number of packets that a speaker should receive per second on a link at most, except while claims change. Up to
+/// 26 speakers each send a Hello every 50 ms, 50 speakers every 98 ms, and 100 speakers every 198 ms.
 const PACKETS_PER_SECOND: u32 = 500;
 
-/// The longest interval. With a longer one, the API server would detect a death before the peers do.
+/// The longest interval. With more than 501 speakers the packet rate grows again, so that a death is still detected
+/// within a few seconds.
 pub const MAX_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The suitable interval for this number of speakers, in whole milliseconds and at least `min`.
+/// The interval for this number of speakers, in whole milliseconds and at least `min`.
 fn interval_for(min: Duration, speakers: usize) -> Duration {
     let others = u64::try_from(speakers.saturating_sub(1)).unwrap_or(u64::MAX);
     let millis = others.saturating_mul(1000).div_ceil(PACKETS_PER_SECOND.into());
@@ -65,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn interval_grows_with_speakers_so_that_load_does_not() {
+    fn interval_grows_with_speakers_so_that_load_is_bounded() {
         for (speakers, expected) in
             [(0, 50), (1, 50), (3, 50), (26, 50), (27, 52), (50, 98), (100, 198), (501, 1000), (100_000, 1000)]
         {

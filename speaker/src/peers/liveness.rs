@@ -1,20 +1,21 @@
 //! Whether a peer is alive on a link.
 //!
-//! Input are times, output is a [`PeerState`]. A peer is *alive* if it was heard within a few of its intervals and
-//! reports that it hears any peer. A peer that reports that it hears no peer is *deaf*: it does not hear clients
-//! either, so its claims are void. (A peer that hears others, but not this node, is alive. Only the path from this node
-//! to the peer is cut, and the peer still serves its clients. If this node took over, the address would have two owners
-//! until the cut ends.)
+//! The input is times; the output is a [`PeerState`]. A peer is *alive* if it was heard within a few of its intervals
+//! and reports that it hears at least one peer. If it reports for a whole window that it hears no peer, it is *deaf*:
+//! it does not hear clients either, so its claims are void. (A peer that hears others, but not this node, is alive.
+//! Only the path from this node to the peer is cut, and the peer still serves its clients. If this node took over, the
+//! address would have two owners until the cut ends.)
 //!
-//! Three mechanisms keep silence from being taken for death:
+//! Three mechanisms protect a live peer from being taken for dead:
 //!
-//! - *Vouching.* Each Hello reports when its sender last heard each peer. A peer that another peer has heard more
-//!   recently than this node is alive. So a few Hellos lost between two nodes have no effect. Vouching does not delay
-//!   the detection of a death, because all nodes last heard the dead peer at the same time. After about a second only
-//!   this node's own reception counts.
-//! - *Probing.* If too few peers can vouch, a peer whose Hello is late is asked to answer at once, repeatedly
-//!   ([`Liveness::probe_due`]), until its window ends. With two nodes there is no voucher, and with 2 % packet loss two
-//!   consecutive Hellos are lost every two minutes.
+//! - *Vouching.* Each Hello reports when its sender last heard each peer. If another peer has heard a peer later than
+//!   this node has, the window of that peer starts at the later time. So a few Hellos lost between two nodes have no
+//!   effect. Vouching does not delay the detection of a death, because all nodes last heard the dead peer at the same
+//!   time. A peer that only others hear counts as alive for about 20 intervals.
+//! - *Probing.* If few peers can vouch, this node probes a peer whose Hello is late: it requests an answer at once,
+//!   repeatedly ([`Liveness::probe_due`]), until the window of the peer ends. With two nodes there is no voucher. With
+//!   2 % packet loss, two consecutive Hellos are lost every two minutes, and the third one arrives when the window
+//!   ends.
 //! - *Self-distrust.* A node that was suspended could hear no peer, so silence proves nothing: [`Liveness::excuse`]
 //!   starts a new window for each peer.
 
@@ -24,22 +25,23 @@ use std::time::Duration;
 /// lost packets. It is limited, because this node can no longer read the claims of the silent peer.
 const VOUCHED_INTERVALS: u32 = 20;
 
-/// A peer is probed if at most this many other peers can vouch for it. With three, probes are not needed: all vouchers
-/// would have to be lost as well. And probes of hundreds of nodes to one dead node would be a useless burst.
+/// A peer is probed if at most this many other peers can vouch for it. With three or more, no probes are needed,
+/// because the Hellos of all of them would have to be lost as well. In a large cluster, probes by hundreds of nodes
+/// would be a useless burst.
 pub const MAX_VOUCHERS_PROBED: usize = 2;
 
-/// Whether a peer's claims count.
+/// The state of a peer on a link. Only the claims of a live peer count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PeerState {
     /// Not heard within its window.
     Dead,
-    /// Heard, but hears no peer.
+    /// Heard, but it has reported for a window that it hears no peer.
     Deaf,
     /// Heard, and hears peers.
     Alive,
 }
 
-/// When a peer was heard on a link.
+/// The times that decide the state of a peer on a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Liveness {
     /// The number of missed Hellos after which the peer is dead.
@@ -141,10 +143,10 @@ impl Liveness {
         }
     }
 
-    /// When to probe the peer: when its Hello is late by a fifth of an interval, then three times per interval. The
-    /// peer is dead three intervals after it was last heard. Before that, a node probes four to six times: it may
-    /// notice the delay only when its own Hello is due, and then wakes for each further probe. With 2 % packet loss,
-    /// these probes or their answers, and the Hellos before them, are all lost once in 10^9 times.
+    /// When to probe the peer: first when its Hello is late by a fifth of an interval, then every three tenths of an
+    /// interval. The peer is dead three intervals after it was last heard. Until then a node probes four to six times:
+    /// it may notice the delay only when its own Hello is due, and then wakes for each further probe. With 2 % packet
+    /// loss, the probability is 10^-9 that two Hellos and then all probes or their answers are lost.
     pub fn probe_due(&self) -> Duration {
         (self.last_heard + self.interval * 6 / 5).max(self.last_probe + self.interval * 3 / 10)
     }
@@ -164,8 +166,8 @@ impl Liveness {
         times.into_iter().flatten().filter(|at| *at > now).min()
     }
 
-    /// When this node believes a report that the peer repeats since `since`: one window after `since`. New and
-    /// returning peers make such reports for a short time as well.
+    /// When this node believes a report that the peer has repeated since `since`: one window later. A new or returning
+    /// peer makes such a report, too, until it has heard other nodes.
     fn confirmed_at(&self, since: Option<Duration>) -> Option<Duration> {
         Some(since?.max(self.excused_at) + self.window())
     }
@@ -177,8 +179,8 @@ impl Liveness {
     }
 }
 
-/// Whether a node is in the majority: it hears `live` of its `known` peers, and counts itself. A node in the minority
-/// may itself be cut off.
+/// Whether a node that hears `live` of its `known` peers is in the majority. The node counts itself. A node in the
+/// minority may itself be cut off.
 pub fn is_majority(live: usize, known: usize) -> bool {
     live > 0 && 2 * (live + 1) > known + 1
 }
@@ -203,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn silent_peer_is_dead_and_peer_hearing_none_is_deaf() {
+    fn silent_peer_dies_and_peer_hearing_none_is_deaf() {
         for (case, change, times) in [
             ("silent", (|_| ()) as fn(&mut Liveness), [(1149, Alive), (1150, Dead)]),
             (
@@ -251,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn peer_not_listing_us_for_a_window_is_deaf_to_us() {
+    fn we_are_unheard_after_a_window_without_being_listed() {
         let mut peer = peer();
         peer.record_hello(ms(1150), INTERVAL);
         peer.record_lists(ms(1000), true, Some(false));
@@ -262,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn late_peer_is_probed_several_times_before_it_is_dead() {
+    fn late_peer_is_probed_six_times_before_its_death() {
         let mut peer = peer();
         let mut probes = Vec::new();
         while peer.probe_due() < ms(1150) {

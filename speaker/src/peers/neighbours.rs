@@ -1,4 +1,4 @@
-//! Which nodes are on which link. The dataplane re-sends frames to them there.
+//! Which nodes are on which link. The dataplane re-sends frames to these nodes on these links.
 //!
 //! Equal prefixes do not prove that two nodes share a link: two racks may both use 10.0.0.0/24. A Hello proves it,
 //! because it does not leave the link. A node is on a link if its Hello was heard there and lists this node as heard.
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn node_is_on_the_link_where_its_mac_was_last_heard() {
+    fn node_is_where_its_mac_was_last_heard() {
         let [a, b] = [1, 2].map(|last| MacAddr(2, 0, 0, 0, 0, last));
         let mut neighbours = Neighbours::default();
         assert!(neighbours.record("eth0", "n2", a));

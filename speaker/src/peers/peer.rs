@@ -1,7 +1,7 @@
 //! One peer on one link: whether it is alive, and its claims.
 //!
-//! Input are packets, output are the addresses whose claim changed. [`crate::peers::handshake`] decides first whether a
-//! packet is believed.
+//! The input is packets that are believed (see `ownership::segment::receive_hello`); the output is the addresses whose
+//! claim changed.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -16,11 +16,12 @@ use crds::MacAddr;
 /// At most this many claims of a peer are stored, so that a faulty peer cannot exhaust memory.
 const MAX_CLAIMS: usize = 65_536;
 
-/// Unread claims of a peer keep this node from claiming addresses, for at most this many intervals of the peer. After
-/// that another fault is more likely, and an address without an owner is worse.
+/// Unread claims of a peer prevent this node from claiming addresses for at most this many intervals of the peer. After
+/// that the peer is probably faulty, and an address without an owner is worse than one with two.
 const UNREAD_INTERVALS: u32 = 20;
 
-/// A shorter interval of a peer counts as this one, so that a peer cannot make this node check too often.
+/// A shorter interval of a peer counts as this one. Otherwise a peer could make this node check the peer's state too
+/// often.
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A peer on a link.
@@ -45,7 +46,7 @@ pub struct Peer {
     pub leaving: bool,
     /// The peer has no snapshot yet, so it knows no addresses.
     pub blind: bool,
-    /// Whether the peer hears this node, by the peer's last list that covers the id of this node.
+    /// Whether the peer hears this node, according to its last list that covers the id of this node.
     pub lists_us: bool,
     pub claims: Claims,
     /// The buckets in which the peer's claims differ from the copy in `claims`, one bit each.
@@ -55,7 +56,7 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// A peer whose first packet has arrived. The packet itself must still be [received](Self::receive).
+    /// A peer whose first packet has arrived. The caller must still pass the packet to [`Self::receive`].
     pub fn new(now: Duration, mac: MacAddr, packet: &Packet, multiplier: u32) -> Self {
         Self {
             incarnation: packet.incarnation,
@@ -75,8 +76,8 @@ impl Peer {
         }
     }
 
-    /// Replaces the peer by a new incarnation, of which `packet` is the first packet. The new incarnation has no claims
-    /// yet. Returns the addresses that the former incarnation claimed.
+    /// Replaces the peer by a new incarnation. `packet` is its first packet. The new incarnation has no claims yet.
+    /// Returns the addresses that the former incarnation claimed.
     pub fn restart(&mut self, now: Duration, mac: MacAddr, packet: &Packet, multiplier: u32) -> BTreeSet<IpAddr> {
         let new = Self { state: self.state, ..Self::new(now, mac, packet, multiplier) };
         std::mem::replace(self, new).claims.iter().map(|(lb_ip, _)| lb_ip).collect()
@@ -86,13 +87,13 @@ impl Peer {
     /// Hello.
     pub fn is_new(&self, packet: &Packet) -> bool {
         let is_repeated = |(word, bit)| packet.sequence == self.sequence && self.parts[word] & bit != 0;
-        packet.sequence >= self.sequence && part(packet).is_some_and(|part| !is_repeated(part))
+        packet.sequence >= self.sequence && part_bit(packet).is_some_and(|part| !is_repeated(part))
     }
 
     /// Applies a packet of the peer, if it is new. `us` is the id of this node. Returns the addresses whose claim
     /// changed.
     pub fn receive(&mut self, now: Duration, mac: MacAddr, packet: &Packet, us: u32) -> Option<BTreeSet<IpAddr>> {
-        let (word, bit) = part(packet).filter(|_| self.is_new(packet))?;
+        let (word, bit) = part_bit(packet).filter(|_| self.is_new(packet))?;
         if packet.sequence > self.sequence {
             self.parts = [0; MAX_PARTS / 64];
         }
@@ -127,7 +128,7 @@ impl Peer {
         Some(changed)
     }
 
-    /// Whether the peer is alive and not leaving: only then its claims count.
+    /// Whether the peer is alive and not leaving. Its claims count only then.
     pub fn is_serving(&self) -> bool {
         self.state == PeerState::Alive && !self.leaving
     }
@@ -144,7 +145,8 @@ impl Peer {
             && now < self.unread_since + self.liveness.interval * UNREAD_INTERVALS
     }
 
-    /// Whether the peer died less than an interval ago without a goodbye, and its last claim to `lb_ip` was read.
+    /// Whether the peer died less than an interval ago without a goodbye, and this node has read its last claim to
+    /// `lb_ip`.
     pub fn has_just_died(&self, lb_ip: IpAddr, now: Duration) -> bool {
         let is_dead = self.state == PeerState::Dead && !self.leaving;
         is_dead && !self.is_unread(lb_ip) && now < self.state_since + self.liveness.interval
@@ -155,8 +157,8 @@ impl Peer {
     }
 }
 
-/// The word and the bit of a part in [`Peer::parts`].
-fn part(packet: &Packet) -> Option<(usize, u64)> {
+/// The word and the bit of a packet's part in [`Peer::parts`]; `None` if the number of the part is too great.
+fn part_bit(packet: &Packet) -> Option<(usize, u64)> {
     let part = usize::from(packet.part);
     (part < MAX_PARTS).then_some((part / 64, 1 << (part % 64)))
 }
