@@ -101,8 +101,9 @@ impl Machine {
     /// the loop must drop the frames in the sockets, because the new owners answer them.
     ///
     /// After a delay of more than an interval, each peer gets a new window before it counts as dead. A delay of a whole
-    /// window also starts a quiet period, after which this node announces its addresses again. A shorter delay does
-    /// not: on a busy machine it is frequent, and thousands of announcements would delay the loop again.
+    /// window also starts a quiet period, after which this node announces its addresses again. A shorter delay does not
+    /// start one: on a busy machine such delays are frequent, and thousands of announcements would delay the loop
+    /// again.
     pub fn record_wake(&mut self, now: Duration) -> bool {
         let late = self.expected.map_or(Duration::ZERO, |expected| now.saturating_sub(expected));
         let is_stalled = late > self.slowest_interval();

@@ -1,8 +1,8 @@
 //! Placement: which links an address belongs to. Creates and closes the segments of links accordingly.
 //!
-//! Input are the links and the snapshot. Only links that can have clients get here: [`netlink::links`] leaves out links
-//! that are down, are not Ethernet, or are ports of a bridge. When one of thousands of addresses changes, only that
-//! address is placed again.
+//! The input is the links and the snapshot. Only links that can have clients are in the input: [`netlink::links`]
+//! leaves out links that are down, are not Ethernet, or are ports of a bridge. When one of thousands of addresses
+//! changes, only that address is placed again.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

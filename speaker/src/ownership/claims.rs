@@ -19,7 +19,8 @@ pub const MAX_BITS: u8 = 7;
 /// Up to this number, all claims are in one bucket, which is sent with each Hello (384 bytes for IPv4).
 const MAX_IN_EACH_HELLO: usize = 32;
 
-/// The intended number of claims per bucket if there are several buckets. A page of them is about half a packet.
+/// The intended number of claims per bucket if there are several buckets. A page with all of them fills about half a
+/// packet.
 const TARGET_PER_BUCKET: usize = 40;
 
 /// A claim to an address. The greater active claim wins: the higher epoch, then backed, then not ceded. Between equal
@@ -28,8 +29,9 @@ const TARGET_PER_BUCKET: usize = 40;
 pub struct Claim {
     /// The number of the claim. A takeover by a node with a quorum raises it.
     pub epoch: u64,
-    /// Whether the owner heard a quorum of its peers when it made the claim. An owner without a quorum may itself be
-    /// cut off, so its claim must not win against those of the majority.
+    /// Whether the owner heard a quorum of its peers when it made the claim, or needed none
+    /// ([`Position::Backed`](crate::ownership::rules::Position)). An owner without a quorum may itself be cut off, so
+    /// its claim must not win against those of the majority.
     pub backed: bool,
     /// Whether the claim is in force. A claim that has ended (a tombstone) is sent for a while, so that the current
     /// owner announces the address again: clients may have heard the former owner last.
@@ -226,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn five_thousand_claims_fall_into_pages_that_fit_a_packet() {
+    fn each_page_of_five_thousand_claims_fits_a_packet() {
         let claims = claims_to(0..5000);
         assert_eq!(claims.bits(), 7);
         let pages: Vec<Page> = (0..128).flat_map(|bucket| claims.pages(bucket, 1000)).collect();

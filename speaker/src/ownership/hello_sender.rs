@@ -1,4 +1,4 @@
-//! When this node sends a Hello on a link, and its content.
+//! When this node sends a Hello on a link, and the content of the Hello.
 //!
 //! A Hello is sent once per interval ([`crate::peers::interval`]), and sooner after a change. It carries the claims
 //! that changed or were requested. A Hello that exceeds one packet is sent in parts ([`crate::wire::packing`]).
@@ -22,8 +22,8 @@ const SOON_GAP: Duration = Duration::from_millis(10);
 /// After a probe, the next Hello is due this time after the last one, so that one Hello answers several probes.
 const PROBE_REPLY_GAP: Duration = Duration::from_millis(2);
 
-/// An urgent Hello carries a change, a request or an answer. It and the next ones, this many in total, are not routine,
-/// because the first may be lost.
+/// An urgent Hello carries a change, a request or an answer. This many Hellos, the urgent one and the next ones, are
+/// not routine ([`codec::is_routine`]), because the first may be lost.
 const URGENT_REPEATS: u32 = 3;
 
 /// The state of this node's Hellos on a link.
@@ -31,9 +31,9 @@ const URGENT_REPEATS: u32 = 3;
 pub struct HelloSender {
     /// When the last Hello was sent. `None` makes a Hello due at once: the first one, or the goodbye.
     last: Option<Duration>,
-    /// Whether a change waits to be sent.
+    /// Whether a change since the last Hello waits to be sent.
     soon: bool,
-    /// Whether a peer probes this node.
+    /// Whether a peer has probed this node since the last Hello.
     probed_by_peer: bool,
     /// Whether the next Hello is the last one on this link.
     is_goodbye: bool,
@@ -79,7 +79,7 @@ impl HelloSender {
         (self.last, self.is_goodbye) = (None, true);
     }
 
-    /// Makes the next Hello due after one interval, because none can be sent now.
+    /// Makes the next Hello due after one interval, because no Hello can be sent now.
     pub fn skip(&mut self, now: Duration) {
         (self.last, self.soon, self.probed_by_peer) = (Some(now), false, false);
         self.probes.clear();
@@ -90,7 +90,7 @@ impl HelloSender {
         self.changed.insert(lb_ip);
     }
 
-    /// Records whether a peer requests an answer at once, and the buckets of claims that it requests.
+    /// Records the requests in a packet of a peer: for an answer at once, and for buckets of claims.
     pub fn receive_requests(&mut self, packet: &Packet) {
         let own_id = hello::id(self.incarnation);
         self.probed_by_peer |= packet.probed.contains(&own_id);
@@ -115,7 +115,7 @@ impl HelloSender {
         self.last.map_or(Duration::ZERO, |last| last + pause)
     }
 
-    /// The packets to send: first the parts, then the Hello itself. A peer that receives all of them has nothing to
+    /// The packets to send now: first the parts, then the Hello itself. A peer that receives all of them has nothing to
     /// request.
     pub fn packets(&mut self, context: &Context, link: &Link, own: &mut Claims, lists: PeerLists) -> Vec<Packet> {
         let config = &context.config;

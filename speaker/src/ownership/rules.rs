@@ -1,7 +1,7 @@
 //! The rules of ownership: which node owns an lb_ip on a link.
 //!
-//! Input is a [`View`] of one address, output a [`Decision`]. The rules keep no state. All nodes apply the same rules
-//! to the claims they hear:
+//! The input is a [`View`] of one address; the output is a [`Decision`]. The rules keep no state. All nodes apply the
+//! same rules to the claims they hear:
 //!
 //! - The greatest claim wins: the higher epoch, then backed over not backed, then not ceded over ceded, then the
 //!   higher [`rank`].
@@ -12,7 +12,7 @@
 //!   owner dies.
 //! - An owner *cedes* an address when it sees a live candidate that is more preferred, or when it is itself no longer a
 //!   candidate. It sets the flag in its claim and keeps announcing. A candidate that considers itself more preferred
-//!   than the owner claims the next epoch and announces. Only then the owner stops. So a planned move has no gap, and a
+//!   than the owner claims the next epoch and announces. The owner stops only then. So a planned move has no gap, and a
 //!   node that cannot announce triggers no move. A move needs the consent of both nodes, so two nodes with different
 //!   API state do not take an address from each other repeatedly.
 //! - A claim made without a quorum of peers is not backed and keeps the epoch. An isolated node assumes that all peers
@@ -33,12 +33,12 @@ use crate::ownership::claims::{Claim, MAX_EPOCH};
 use model::stable_hash;
 
 /// A more preferred candidate gets an address only after it has been alive for this long. Otherwise a node that
-/// restarts repeatedly would take the address each time, and each of its deaths is a gap.
+/// restarts repeatedly would take the address each time, and each of its deaths would be a gap.
 pub const PREFERRED_AFTER: Duration = Duration::from_secs(5);
 
-/// An owner that is no longer a candidate keeps announcing for at most this long until a successor takes over. The
+/// An owner that is no longer a candidate keeps announcing for at most this long, if there is a live successor. The
 /// successor may hear of the change later, or may have to program its kernel first. After this time the owner stops
-/// even without a successor, because users' rules must take effect.
+/// even if the successor has not taken over, because users' rules must take effect.
 pub const INELIGIBLE_GRACE: Duration = Duration::from_secs(5);
 
 /// The rank of a node for an address (rendezvous hashing); the highest rank is best. All nodes compute the same value.
@@ -57,7 +57,7 @@ pub struct View {
     pub rank: u64,
     /// Whether this node may announce the address, and if not, why.
     pub eligibility: Result<(), Reason>,
-    /// The preference for this node; `None` if it is not a candidate.
+    /// The preference for this node; `None` if it is not a candidate on this link.
     pub preference: Option<u32>,
     /// The time since which a better successor is alive: a more preferred candidate, or any candidate if this node is
     /// not a candidate. Set only for an owner.
@@ -73,14 +73,15 @@ pub struct View {
     pub position: Position,
     /// The number of live candidates that come before this node.
     pub better_candidates: usize,
-    /// The time since which the address has no claim.
+    /// The time since which this node waits for its turn to claim the address.
     pub orphaned_since: Duration,
     /// How long to wait for each better candidate before this node claims.
     pub step_in: Duration,
 }
 
 impl View {
-    /// Whether this node may own the address: each peer with a claim cedes it to this node, or no peer has a claim.
+    /// Whether this node may own the address: no peer has a claim, or each peer with a claim cedes the address to this
+    /// node.
     pub fn is_available(&self) -> bool {
         self.peer_claims.iter().all(|peer| peer.yields_to(self.preference))
     }
@@ -96,7 +97,7 @@ impl View {
 pub enum Ceding {
     /// Another candidate is more preferred.
     ToPreferred,
-    /// This node is no candidate.
+    /// This node is no longer a candidate.
     Ineligible { since: Duration },
 }
 
@@ -106,7 +107,7 @@ pub struct PeerClaim {
     pub claim: Claim,
     /// The rank of the peer.
     pub rank: u64,
-    /// The preference for the peer, as seen by this node; `None` if it is not a candidate.
+    /// The preference for the peer, as seen by this node; `None` if the peer is not a candidate on its link.
     pub preference: Option<u32>,
     /// Whether the peer hears this node.
     pub hears_us: bool,
@@ -122,12 +123,12 @@ impl PeerClaim {
 /// Whether this node may make new claims, and whether they are backed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Position {
-    /// This node has just started or resumed, is about to stop, or knows of unread claims. It makes no new claims.
+    /// This node makes no new claims: it has just started or resumed, is about to stop, has no key, knows of unread
+    /// claims, or has heard too few peers just now.
     Listening,
-    /// None of the cases of `Backed`: this node hears less than a quorum of its peers.
+    /// This node hears less than a quorum of its peers, and is in none of the other cases of `Backed`.
     Isolated,
-    /// This node hears a quorum of its peers, has no peers, is the only candidate, or is one of two nodes and has heard
-    /// another host.
+    /// This node hears a quorum of its peers, is the only candidate, or is one of two nodes and has heard another host.
     Backed,
 }
 
@@ -203,7 +204,7 @@ pub fn decide(view: &View) -> Decision {
             match view.position {
                 Position::Listening => Decision::Wait(None),
                 // The owner cedes the address, but keeps announcing it, so a claim is not urgent. An unbacked claim
-                // would be weaker.
+                // would be weaker than that of the owner.
                 Position::Isolated if !view.peer_claims.is_empty() => Decision::Wait(None),
                 // An owner that does not hear this node would not stop.
                 _ if view.peer_claims.iter().any(|peer| !peer.hears_us) => Decision::Wait(None),

@@ -51,7 +51,7 @@ enum Quorum {
 pub struct Segment {
     pub(crate) link: Link,
     pub(crate) peers: BTreeMap<String, Peer>,
-    /// The unfinished handshakes with speakers that have not proved yet that they are alive.
+    /// The unfinished handshakes with speakers that have not yet proved that they are alive.
     handshakes: Handshakes,
     /// The last reported incarnation of another speaker that uses this node's name.
     duplicate: Option<u64>,
@@ -72,7 +72,7 @@ pub struct Segment {
     turns: BTreeSet<(Duration, IpAddr)>,
     /// Why this node cedes an owned address.
     ceding: BTreeMap<IpAddr, Ceding>,
-    /// The takeovers by which this node got owned addresses.
+    /// The takeovers by which this node got addresses that it owns.
     moves: BTreeMap<IpAddr, Move>,
     /// Owned addresses that a peer claims too.
     contested: BTreeSet<IpAddr>,
@@ -83,8 +83,8 @@ pub struct Segment {
     last_defended: BTreeMap<IpAddr, Duration>,
     pub(crate) conflicts: AddressConflicts,
     schedule: Schedule,
-    /// The start of the listening period, in which this node claims no address. It begins when this node starts,
-    /// resumes, or hears a quorum again.
+    /// The start of the listening period, in which this node claims no address. It begins when this node starts, gets
+    /// its first keys, resumes, or hears a quorum again.
     listen_from: Duration,
     /// The start of the quiet period, in which this node sends no gratuitous ARP and no unsolicited NA. This node was
     /// suspended or cut off, and a peer may have taken over.
@@ -312,7 +312,7 @@ impl Segment {
     }
 
     /// Whether no pending work depends on a routine Hello: each peer is alive, hears this node and has no unread
-    /// claims, and there is no open handshake, decision, turn or tombstone.
+    /// claims; there is no open handshake, decision, turn or tombstone; and the listening period is over.
     pub fn is_idle(&self, now: Duration, config: &Config) -> bool {
         let is_settled =
             |peer: &Peer| peer.state == PeerState::Alive && !peer.leaving && peer.lists_us && peer.unread_buckets == 0;

@@ -24,12 +24,12 @@ impl Segment {
         // - no peer is a candidate.
         // In the second case the owner must be the last node to announce: hosts keep the last announced MAC address.
         // Any other announcement might take an address back from a node that this node does not hear.
-        let may = |lb_ip: IpAddr| {
+        let is_allowed = |lb_ip: IpAddr| {
             self.own_claim(lb_ip).is_some_and(|claim| !claim.backed)
                 || self.insist_until.get(&lb_ip).is_some_and(|until| context.now < *until)
                 || self.is_backed(context, lb_ip)
         };
-        let due = schedule.take_due(context.now, limit, may);
+        let due = schedule.take_due(context.now, limit, is_allowed);
         self.schedule = schedule;
         for (lb_ip, form) in &due {
             self.announce_one(context, *lb_ip, *form);

@@ -118,8 +118,8 @@ impl Segment {
             Decision::Claim(claim) => {
                 self.claim(context, lb_ip, claim, others);
                 // A more preferred candidate may be alive. Then the next decision cedes the address.
-                let most = context.policy(lb_ip).map(|policy| policy.candidates.greatest_preference());
-                self.dirty.extend((view.preference < most).then_some(lb_ip));
+                let greatest = context.policy(lb_ip).map(|policy| policy.candidates.greatest_preference());
+                self.dirty.extend((view.preference < greatest).then_some(lb_ip));
                 true
             }
             Decision::Withdraw(reason) => {
@@ -145,7 +145,7 @@ impl Segment {
         }
     }
 
-    /// Announces an owned address again, because a peer has just started or stopped to claim it. That peer may have
+    /// Announces an owned address again, because a peer has just begun or ceased to claim it. That peer may have
     /// announced it until now, and the last node to announce must be the owner.
     fn insist(&mut self, now: Duration, lb_ip: IpAddr) {
         self.schedule.start(lb_ip, now);
@@ -156,10 +156,10 @@ impl Segment {
     fn claim(&mut self, context: &mut Context, lb_ip: IpAddr, claim: Claim, others: &[(&str, Claim)]) {
         self.hello_sender.record_claim_change(lb_ip);
         let link = self.link.name.clone();
-        let renewed = self.own_claim(lb_ip).is_some();
+        let is_renewed = self.own_claim(lb_ip).is_some();
         self.tombstones.remove(&lb_ip);
         self.own_claims.insert(lb_ip, claim);
-        if renewed {
+        if is_renewed {
             context.events.push(Event::Renewed { lb_ip, link, epoch: claim.epoch });
             return;
         }

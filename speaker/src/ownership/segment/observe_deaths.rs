@@ -1,4 +1,4 @@
-//! The observations of a segment about each node, from which [`crate::peers::deaths`] derives the dead.
+//! The observation of each node on a segment. [`crate::peers::deaths`] derives the dead nodes from the observations.
 
 use std::time::Duration;
 
@@ -37,9 +37,9 @@ impl Segment {
     }
 
     /// Records when a frame of ARP or NDP proved that this node can hear other hosts. This matters only while there is
-    /// a single peer. Only the first frame counts that arrived since that peer fell silent.
+    /// a single peer. Only the first frame after that peer fell silent counts.
     pub(super) fn record_outsider(&mut self, now: Duration, frame: &[u8]) {
-        // Frames on a bridge may be from pods or guests of this node.
+        // Frames on a bridge prove nothing: they may be from pods or virtual machines of this node.
         let mut peers = self.peers.values();
         let (Some(peer), None, false) = (peers.next(), peers.next(), self.link.is_bridge) else { return };
         let overdue = overdue_since(peer);

@@ -17,7 +17,7 @@ const MAX_PEERS: usize = 1024;
 /// The decision about a decoded packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Admission {
-    /// Its sender is a known peer that was heard lately or has proved that it is alive.
+    /// Its sender is a known peer that was heard recently or has proved that it is alive.
     Known,
     /// Its sender is an unknown peer or a new incarnation, and has proved that it is alive.
     New,
@@ -76,7 +76,7 @@ impl Segment {
             self.dirty.extend(self.orphans.keys().chain(self.ceding.keys()));
         }
         if !self.is_listening(now, &context.config) {
-            // This node could not claim these addresses before. Now that it has heard a peer, it may.
+            // This node could not claim these addresses before. It may be able to, now that it has heard a peer.
             self.dirty.extend(self.orphans.iter().filter(|(_, since)| since.is_none()).map(|(lb_ip, _)| lb_ip));
         }
         self.record_vouchers(now, packet);

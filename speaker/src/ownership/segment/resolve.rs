@@ -53,8 +53,8 @@ impl Segment {
         }
         self.last_defended.insert(lb_ip, now);
         // A peer that takes over sends its claim in a Hello, and this node withdraws. A peer with a weaker claim does
-        // not hear this node, so this node must be the last to announce. A node without a quorum does not, because the
-        // peer may have a greater claim that this node has not heard.
+        // not hear this node, so this node must be the last to announce. A node without a quorum does not announce,
+        // because the peer may have a greater claim that this node has not heard.
         if self.quorum != Quorum::Minority {
             self.schedule.start(lb_ip, now);
             self.hello_sender.send_soon();

@@ -68,8 +68,8 @@ impl Segment {
         self.send_hello_if_due(context);
     }
 
-    /// Removes state that has expired. Marks the addresses dirty whose decision depends on time. Called once per
-    /// interval, because nothing here needs an exact moment.
+    /// Removes state that has expired. Marks as dirty the addresses whose decision depends on time. Called with each
+    /// Hello, because nothing here needs an exact moment.
     fn expire(&mut self, context: &mut Context) {
         let now = context.now;
         self.peers.retain(|_, peer| {
@@ -84,7 +84,7 @@ impl Segment {
         }
         let mut alive = self.peers.values().filter(|peer| peer.state == PeerState::Alive);
         let all_hear_us = self.quorum == Quorum::Majority && alive.all(|peer| peer.liveness.hears_us(now));
-        // While a live peer does not hear this node, tombstones stay for longer.
+        // Without a quorum, or while a live peer does not hear this node, tombstones stay for longer.
         self.remove_tombstones(Some(if all_hear_us { now } else { now.saturating_sub(FORGET_AFTER) }));
     }
 

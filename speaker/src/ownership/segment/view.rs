@@ -110,9 +110,9 @@ impl Segment {
         if self.is_backed(context, lb_ip) { Position::Backed } else { Position::Isolated }
     }
 
-    /// Whether the owner of the address has just died and meant to keep it. A peer with unread claims can have taken it
-    /// only for the same reason, and between two such claims the rank decides. So this node need not wait for unread
-    /// claims.
+    /// Whether the owner of the address has just died and meant to keep it. A peer with unread claims can have taken
+    /// the address only because of the same death, and between two such claims the rank decides. So this node need not
+    /// wait for unread claims.
     fn owner_just_died(&self, now: Duration, lb_ip: IpAddr, others: &[(&str, Claim)]) -> bool {
         let Some((owner, claim)) = others.iter().max_by_key(|(_, claim)| *claim) else { return false };
         let has_just_died = |peer: &Peer| peer.has_just_died(lb_ip, now);
@@ -162,7 +162,7 @@ impl Segment {
         }
     }
 
-    /// The time since which a candidate is alive that is more preferred than this node.
+    /// The time since which a candidate more preferred than this node is alive.
     fn successor_since(&self, policy: &AnnouncementPolicy, preference: Option<u32>) -> Option<Duration> {
         let able = self.peers.iter().filter(|(_, peer)| peer.can_take_over());
         let successors = able.filter(|(node, peer)| policy.candidates.preference(node, &peer.link) > preference);
