@@ -1,4 +1,4 @@
-//! Frames and packets: bytes to types and back. Pure, and fuzzed.
+//! Frames and packets: from bytes to types and back. All functions are pure, and the decoders are fuzzed.
 
 pub mod arp;
 mod checksum;

@@ -1,6 +1,7 @@
-//! ARP frames (RFC 826, RFC 5227): the reply to a received frame, and the frames a speaker sends.
+//! ARP frames (RFC 826, RFC 5227): the reply to a received frame, and the frames that a speaker sends.
 //!
-//! Input is one frame and the addresses announced on its link; output is a [`Verdict`]. No state is kept.
+//! The input is one frame and the addresses announced on its link; the output is a [`Verdict`]. The functions keep no
+//! state.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -15,7 +16,7 @@ use super::headers::{ETHERNET_LEN, ethernet_frame};
 pub enum Verdict {
     /// Send this frame as the reply.
     Answer(Vec<u8>),
-    /// A host or a peer uses a load-balancer address that is announced here.
+    /// A host or a peer uses a load-balancer address that this node announces on the link.
     Conflict {
         /// The address.
         lb_ip: IpAddr,
@@ -29,20 +30,20 @@ pub enum Verdict {
 /// Why a frame gets no reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ignored {
-    /// The frame is truncated, of another protocol, or its sender is a group or zero address.
+    /// The frame is truncated or of another protocol, or its sender has the MAC address of a group or zero.
     Malformed,
-    /// This interface sent the frame.
+    /// This node sent the frame on this link.
     Own,
     /// The frame is for another station.
     OtherStation,
-    /// The requested address is not announced here.
+    /// This node does not announce the requested address on the link.
     OtherAddress,
     /// The frame is not a request, or it announces the sender's own address.
     NoQuestion,
 }
 
-/// Decides about `frame`, received on the interface with MAC address `mac`. `announced` returns true for the addresses
-/// announced on this link.
+/// Decides about `frame`, received on the link where this node has the MAC address `mac`. `announced` returns true for
+/// the addresses that this node announces on the link.
 ///
 /// A request is answered if it was broadcast or sent to this station, and its target is an announced address. Clients
 /// revalidate their neighbour entries with unicast requests (RFC 1122 §2.3.2.1). A sender address of 0.0.0.0 marks a
@@ -97,8 +98,8 @@ pub fn gratuitous_request(mac: MacAddr, lb_ip: Ipv4Addr) -> Vec<u8> {
 }
 
 /// The reply form of a gratuitous ARP. Linux treats a reply as gratuitous only if its target hardware address equals
-/// its sender's (`arp_is_garp`). Linux applies a gratuitous reply at once, and ignores other replies for 1 s after the
-/// last change.
+/// its sender hardware address (`arp_is_garp`). Linux applies a gratuitous reply at once, and ignores other replies for
+/// 1 s after the last change.
 pub fn gratuitous_reply(mac: MacAddr, lb_ip: Ipv4Addr) -> Vec<u8> {
     build_frame(MacAddr::broadcast(), ArpOperations::Reply, Station(mac, lb_ip), Station(mac, lb_ip))
 }

@@ -1,7 +1,7 @@
 //! The Internet checksum (RFC 1071) of UDP and ICMPv6, pseudo-header included (RFC 768, RFC 8200 §8.1).
 //!
-//! `pnet_packet` adds two bytes at a time, which took most of the time to check a Hello. Eight bytes at a time in the
-//! machine's own byte order, with the carry added back, give the same sum (RFC 1071 §2).
+//! `pnet_packet` adds two bytes at a time, which took most of the time to check a Hello. This file adds eight bytes at
+//! a time, in the machine's own byte order, and adds the carry back. The sum is the same (RFC 1071 §2).
 
 use std::net::IpAddr;
 
@@ -24,10 +24,11 @@ pub fn checksum(source: IpAddr, destination: IpAddr, protocol: IpNextHeaderProto
     !u16::from_be(total as u16)
 }
 
-/// The sum of the bytes in the machine's byte order, at most 33 bits wide; missing bytes at the end count as 0.
+/// The sum of the bytes in the machine's byte order, at most 33 bits wide. Bytes that are missing in the last eight
+/// count as 0.
 fn sum(bytes: &[u8]) -> u64 {
     let (words, rest) = bytes.as_chunks::<8>();
-    // A copy of so few bytes would be a call of memcpy.
+    // A copy of these few bytes would be a call of memcpy.
     let last = rest.iter().rev().fold(0, |word: u64, byte| (word << 8) | u64::from(*byte)).to_le_bytes();
     let total = add(words.iter().fold(0, add), &last);
     (total >> 32) + (total & 0xffff_ffff)

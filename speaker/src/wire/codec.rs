@@ -23,14 +23,14 @@
 //!      length (1), trailer: for additions of later versions
 //! ```
 //!
-//! An *id* is the short form of an incarnation ([`id`](crate::wire::hello::id)). If 1,000 speakers on a link start
-//! 8,000 times, two of them have the same id once. Then a peer that hears one of these two seems to hear both, until
-//! one of them restarts.
+//! An *id* is the short form of an incarnation ([`id`](crate::wire::hello::id)). If 1,000 speakers on a link start, two
+//! of them have the same id with a probability of 1 in 8,600. Then a peer that hears one of these two seems to hear
+//! both, until one of them restarts.
 //!
-//! The highest bit of an epoch means that the claim is backed, the next one that it has ended, and the third one that
-//! its owner cedes it. A packet of another version is dropped and counted. A change that old speakers cannot read needs
-//! a new version. During an upgrade, speakers must send both versions. Unknown flags and a trailer are ignored. The
-//! whole packet is sealed ([`crate::wire::seal`]).
+//! The highest bit of an epoch means that the claim is backed, the second one that the claim has ended, and the third
+//! one that its owner cedes the address. A packet of another version is dropped and counted. A change that old speakers
+//! cannot read needs a new version. During an upgrade, speakers must send both versions. Unknown flags and a trailer
+//! are ignored. The whole packet is sealed ([`crate::wire::seal`]).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -70,7 +70,7 @@ pub enum DecodeError {
     Version(u8),
     /// Truncated.
     Short,
-    /// This part is invalid.
+    /// This field is invalid.
     Invalid(&'static str),
 }
 
@@ -111,7 +111,6 @@ pub fn is_routine(bytes: &[u8]) -> bool {
 }
 
 impl Packet {
-    /// The encoded packet.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(MAX_PAYLOAD);
         out.extend(MAGIC);
@@ -266,7 +265,8 @@ fn decode_claim(input: &mut Input<'_>) -> Result<Claim, DecodeError> {
     Ok(Claim { epoch: word & MAX_EPOCH, backed, active, retained })
 }
 
-/// Whole milliseconds in two bytes, rounded up: a greater age only makes a peer look older.
+/// Whole milliseconds in two bytes, rounded up. A greater age only makes a peer look older, and a greater interval only
+/// makes a receiver wait longer.
 fn millis(duration: Duration) -> u16 {
     u16::try_from(duration.as_micros().div_ceil(1000)).unwrap_or(u16::MAX)
 }
@@ -285,10 +285,10 @@ impl<'a> Input<'a> {
         Ok(head)
     }
 
-    fn name(&mut self, what: &'static str) -> Result<String, DecodeError> {
+    fn name(&mut self, field: &'static str) -> Result<String, DecodeError> {
         let [length] = self.take()?;
         let name = std::str::from_utf8(self.slice(length.into())?);
-        name.map(ToOwned::to_owned).map_err(|_| DecodeError::Invalid(what))
+        name.map(ToOwned::to_owned).map_err(|_| DecodeError::Invalid(field))
     }
 
     fn take<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn hello_has_these_bytes() {
+    fn encoded_hello_has_the_golden_bytes() {
         #[rustfmt::skip]
         let expected = [
             b'L', b'F', 2, 1,

@@ -2,8 +2,8 @@
 //!
 //! Speakers use IPv4 if the link has an IPv4 address, otherwise IPv6. A receiver accepts both. Any tool can read these
 //! frames and any switch floods them: groups in 224.0.0.0/24 are not subject to IGMP snooping (RFC 4541 §2.1.2), and
-//! the kernel reports our membership of the IPv6 group ([`crate::os::groups`]). A datagram from another network is
-//! refused, because its TTL is below 255 (GTSM, RFC 5082 §3).
+//! the kernel reports this node's membership of the IPv6 group ([`crate::os::groups`]). A datagram from another network
+//! is refused, because its TTL is below 255 (GTSM, RFC 5082 §3).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -17,7 +17,7 @@ use pnet_packet::udp::{MutableUdpPacket, UdpPacket};
 
 use super::checksum::checksum;
 use super::headers::{
-    ETHERNET_LEN, HOP_LIMIT, IPV6_LEN, Ipv6Addresses, endpoints, ethernet_frame, ipv6_frame, source_mac,
+    ETHERNET_LEN, HOP_LIMIT, IPV6_LEN, Ipv6Addresses, ethernet_frame, ipv6_frame, source_and_destination, source_mac,
 };
 use super::ndp::group_mac;
 
@@ -49,7 +49,7 @@ pub enum DatagramError {
     Checksum,
 }
 
-/// The frame that carries `payload` from the interface with this MAC and IP address to all speakers on the link.
+/// The frame that carries `payload` from this MAC and IP address to all speakers on the link.
 pub fn wrap(mac: MacAddr, address: IpAddr, payload: &[u8]) -> Vec<u8> {
     let length = UDP_LEN + payload.len();
     match address {
@@ -129,7 +129,7 @@ fn unwrap_ipv4(packet: &[u8]) -> Result<&[u8], DatagramError> {
 
 fn unwrap_ipv6(packet: &[u8]) -> Result<&[u8], DatagramError> {
     let ip = Ipv6Packet::new(packet).ok_or(DatagramError::Foreign)?;
-    let (source, destination) = endpoints(packet).ok_or(DatagramError::Foreign)?;
+    let (source, destination) = source_and_destination(packet).ok_or(DatagramError::Foreign)?;
     if ip.get_version() != 6 || destination != GROUP_V6 || ip.get_next_header() != IpNextHeaderProtocols::Udp {
         return Err(DatagramError::Foreign);
     }
@@ -167,7 +167,7 @@ mod tests {
     const LINK_LOCAL: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1));
 
     #[test]
-    fn a_frame_is_opened_only_if_it_is_whole_ours_and_from_this_link() {
+    fn only_whole_hello_frames_of_this_link_are_opened() {
         let frame = wrap(MAC, ADDRESS, b"hello");
         assert_eq!(unwrap(&frame), Ok((MAC, &b"hello"[..])));
         let padded: Vec<u8> = frame.iter().copied().chain([0; 13]).collect();
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn over_ipv6_a_frame_is_opened_by_the_same_rules() {
+    fn ipv6_frames_are_opened_by_the_same_rules() {
         let frame = wrap(MAC, LINK_LOCAL, b"hello");
         assert_eq!(frame[..6], [0x33, 0x33, 0x4c, 0x46, 0, 140]);
         assert_eq!(unwrap(&frame), Ok((MAC, &b"hello"[..])));

@@ -10,7 +10,7 @@ pub struct Frame {
     pub bytes: Vec<u8>,
 }
 
-/// A kind of frames with sockets of its own, so that Hellos do not wait behind thousands of gratuitous ARP frames.
+/// A kind of frame. Each has its own sockets, so that Hellos do not wait behind thousands of gratuitous ARP frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Channel {
     /// Hellos over IPv4.
@@ -29,6 +29,6 @@ pub enum FrameClass {
     /// Routine Hellos ([`crate::wire::codec::is_routine`]), which need not wake the receiver. The socket reports their
     /// time of arrival.
     Routine,
-    /// All other frames of the channel.
+    /// All frames of the channel that are not routine Hellos.
     Prompt,
 }

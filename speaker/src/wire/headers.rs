@@ -1,7 +1,7 @@
 //! The Ethernet and IPv6 headers of frames.
 //!
-//! Addresses are read and written whole: `pnet_packet` does it in pieces of 8 or 16 bits, which took a sixth of the time
-//! to open a Hello or to answer a solicitation.
+//! This file reads and writes addresses whole. `pnet_packet` reads and writes them in pieces of 8 or 16 bits, which
+//! took a sixth of the time to open a Hello or to answer a solicitation.
 
 use std::net::Ipv6Addr;
 
@@ -17,13 +17,13 @@ pub const IPV6_LEN: usize = Ipv6Packet::minimum_packet_size();
 pub const HOP_LIMIT: u8 = 255;
 
 /// Offset of the source address in an Ethernet header (IEEE 802.3 §3.2).
-const SOURCE_MAC: usize = 6;
+const SOURCE_MAC_AT: usize = 6;
 
 /// Offset of the source address in an IPv6 header (RFC 8200 §3).
-const SOURCE: usize = 8;
+const SOURCE_AT: usize = 8;
 
 /// Offset of the destination address in an IPv6 header.
-const DESTINATION: usize = 24;
+const DESTINATION_AT: usize = 24;
 
 /// The addresses in the Ethernet and IPv6 headers of a frame.
 #[derive(Clone, Copy)]
@@ -56,23 +56,23 @@ pub fn ipv6_frame(addresses: Ipv6Addresses, content: IpNextHeaderProtocol, lengt
     ip.set_next_header(content);
     ip.set_hop_limit(HOP_LIMIT);
     let header = &mut frame[ETHERNET_LEN..];
-    header[SOURCE..DESTINATION].copy_from_slice(&source.octets());
-    header[DESTINATION..IPV6_LEN].copy_from_slice(&destination.octets());
+    header[SOURCE_AT..DESTINATION_AT].copy_from_slice(&source.octets());
+    header[DESTINATION_AT..IPV6_LEN].copy_from_slice(&destination.octets());
     frame
 }
 
 /// The source address of an Ethernet frame. `None` if its header is truncated.
 #[inline]
 pub fn source_mac(frame: &[u8]) -> Option<MacAddr> {
-    frame.get(SOURCE_MAC..)?.first_chunk::<6>().map(|octets| MacAddr::from(*octets))
+    frame.get(SOURCE_MAC_AT..)?.first_chunk::<6>().map(|octets| MacAddr::from(*octets))
 }
 
 /// The source and the destination of an IPv6 packet. `None` if its header is truncated.
-pub fn endpoints(packet: &[u8]) -> Option<(Ipv6Addr, Ipv6Addr)> {
-    Some((address(packet, SOURCE)?, address(packet, DESTINATION)?))
+pub fn source_and_destination(packet: &[u8]) -> Option<(Ipv6Addr, Ipv6Addr)> {
+    Some((address_at(packet, SOURCE_AT)?, address_at(packet, DESTINATION_AT)?))
 }
 
 /// The IPv6 address at this offset. `None` if `bytes` end before it does.
-pub fn address(bytes: &[u8], offset: usize) -> Option<Ipv6Addr> {
+pub fn address_at(bytes: &[u8], offset: usize) -> Option<Ipv6Addr> {
     bytes.get(offset..)?.first_chunk::<16>().map(|octets| Ipv6Addr::from(*octets))
 }

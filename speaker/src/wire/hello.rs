@@ -6,7 +6,7 @@ use crate::ownership::claims::Page;
 use crds::MacAddr;
 use model::stable_hash;
 
-/// The short form of an incarnation, for lists in which 8 bytes per entry are too many.
+/// The short form of an incarnation, for lists in which 8 bytes per entry would be too many.
 pub fn id(incarnation: u64) -> u32 {
     (stable_hash::mix64(incarnation) >> 32) as u32
 }
@@ -36,17 +36,18 @@ pub struct Packet {
     pub blind: bool,
     /// A bare keep-alive. An idle receiver may leave it in the socket until it wakes for another reason.
     pub routine: bool,
-    /// The peers that the sender hears, all or those in a range of ids.
+    /// The peers that the sender hears: all of them, or those in a range of ids.
     pub heard: HeardRange,
-    /// Received packets of speakers that may need a proof that the sender is alive.
+    /// Echoes of received packets. The speakers that sent them may need a proof that the sender of this packet is
+    /// alive.
     pub echoes: Vec<Echo>,
     /// The ids of the peers that should answer at once.
     pub probed: Vec<u32>,
-    /// The claims that the sender requests.
+    /// The buckets of claims that the sender requests from its peers.
     pub bucket_requests: Vec<BucketRequest>,
     /// The number of hash bits that select the bucket of a claim.
     pub bits: u8,
-    /// The digests of the sender's claims, `1 << bits` of them. Present in a Hello only.
+    /// The digests of the sender's claims, `1 << bits` of them; `None` in a part of a Hello.
     pub digests: Option<Vec<u32>>,
     pub pages: Vec<Page>,
 }
@@ -54,7 +55,8 @@ pub struct Packet {
 /// The heard peers in a range of ids. A peer in the range without an entry is not heard.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HeardRange {
-    /// The number of all heard peers, inside or outside the range.
+    /// The number of all heard peers, inside and outside the range. It is at least 1 if the sender hears a host instead
+    /// of its only peer.
     pub all: u16,
     /// The lowest id in the range.
     pub from: u32,

@@ -1,7 +1,8 @@
-//! IPv6 neighbour discovery frames (RFC 4861, RFC 4862 §5.4): the reply to a received frame, and the frames a speaker
-//! sends.
+//! IPv6 neighbour discovery frames (RFC 4861, RFC 4862 §5.4): the reply to a received frame, and the frames that a
+//! speaker sends.
 //!
-//! Input is one frame and the addresses announced on its link; output is a [`Verdict`]. No state is kept.
+//! The input is one frame and the addresses announced on its link; the output is a [`Verdict`]. The functions keep no
+//! state.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -18,7 +19,9 @@ use pnet_packet::ipv6::Ipv6Packet;
 
 use super::arp::{Ignored, Verdict};
 use super::checksum::checksum;
-use super::headers::{ETHERNET_LEN, HOP_LIMIT, IPV6_LEN, Ipv6Addresses, address, endpoints, ipv6_frame};
+use super::headers::{
+    ETHERNET_LEN, HOP_LIMIT, IPV6_LEN, Ipv6Addresses, address_at, ipv6_frame, source_and_destination,
+};
 
 /// All nodes on the link.
 pub const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
@@ -34,16 +37,16 @@ pub const ADVERTISEMENT: u8 = Icmpv6Types::NeighborAdvert.0;
 
 /// Offset of ICMPv6 in a frame without extension headers. No sender uses them with these messages, and fragments are
 /// forbidden (RFC 6980 §5).
-const START: usize = ETHERNET_LEN + IPV6_LEN;
+const MESSAGE_AT: usize = ETHERNET_LEN + IPV6_LEN;
 
 /// Offset of the target in a Neighbor Solicitation or Advertisement.
-const TARGET: usize = 8;
+const TARGET_AT: usize = 8;
 
 /// The size of a Neighbor Solicitation or Advertisement without options.
-const FIXED: usize = NeighborSolicitPacket::minimum_packet_size();
+const FIXED_LEN: usize = NeighborSolicitPacket::minimum_packet_size();
 
 /// The size of an option with an Ethernet address.
-const LINK_LAYER_OPTION: usize = 8;
+const LINK_LAYER_OPTION_LEN: usize = 8;
 
 /// The group to which solicitations for an address are sent (RFC 4291 §2.7.1).
 pub fn solicited_node(address: Ipv6Addr) -> Ipv6Addr {
@@ -66,15 +69,16 @@ struct Message {
     destination: Ipv6Addr,
     kind: Icmpv6Type,
     target: Ipv6Addr,
-    /// The address in its link-layer option: of the sender of a solicitation, or of the target of an advertisement.
+    /// The MAC address in its link-layer option: that of the sender of a solicitation, or of the target of an
+    /// advertisement.
     link_layer: Option<MacAddr>,
 }
 
-/// Decides about `frame`, received on the interface with MAC address `mac`. `announced` returns true for the addresses
-/// announced on this link.
+/// Decides about `frame`, received on the link where this node has the MAC address `mac`. `announced` returns true for
+/// the addresses that this node announces on the link.
 ///
-/// A solicitation is answered if it was sent to the address's group or to this station, and its target is an announced
-/// address. A solicitation without a source address comes from a host that tests the address for itself (RFC 4862
+/// A solicitation is answered if its target is an announced address, and it was sent to the group of the target or to
+/// this station. A solicitation without a source address comes from a host that tests the address for itself (RFC 4862
 /// §5.4.3); the reply then goes to all nodes. Without a link-layer option the reply goes to the source of the frame.
 pub fn decide(frame: &[u8], mac: MacAddr, announced: impl Fn(Ipv6Addr) -> bool) -> Verdict {
     let Some(message) = parse(frame) else { return Verdict::Ignore(Ignored::Malformed) };
@@ -127,8 +131,8 @@ pub fn probe(mac: MacAddr, lb_ip: Ipv6Addr) -> Vec<u8> {
     let group = solicited_node(lb_ip);
     let source = Ipv6Addr::UNSPECIFIED;
     let addresses = Ipv6Addresses { to: group_mac(group), from: mac, source, destination: group };
-    build_frame(addresses, FIXED, |message| {
-        message[TARGET..FIXED].copy_from_slice(&lb_ip.octets());
+    build_frame(addresses, FIXED_LEN, |message| {
+        message[TARGET_AT..FIXED_LEN].copy_from_slice(&lb_ip.octets());
         let mut solicitation = MutableIcmpv6Packet::new(message).expect("invariant: it has its size");
         solicitation.set_icmpv6_type(Icmpv6Types::NeighborSolicit);
     })
@@ -136,11 +140,11 @@ pub fn probe(mac: MacAddr, lb_ip: Ipv6Addr) -> Vec<u8> {
 
 fn advertisement(to: MacAddr, mac: MacAddr, destination: Ipv6Addr, lb_ip: Ipv6Addr, flags: u8) -> Vec<u8> {
     let addresses = Ipv6Addresses { to, from: mac, source: lb_ip, destination };
-    build_frame(addresses, FIXED + LINK_LAYER_OPTION, |message| {
-        message[TARGET..FIXED].copy_from_slice(&lb_ip.octets());
-        message[FIXED] = NdpOptionTypes::TargetLLAddr.0;
-        message[FIXED + 1] = 1;
-        message[FIXED + 2..].copy_from_slice(&mac.octets());
+    build_frame(addresses, FIXED_LEN + LINK_LAYER_OPTION_LEN, |message| {
+        message[TARGET_AT..FIXED_LEN].copy_from_slice(&lb_ip.octets());
+        message[FIXED_LEN] = NdpOptionTypes::TargetLLAddr.0;
+        message[FIXED_LEN + 1] = 1;
+        message[FIXED_LEN + 2..].copy_from_slice(&mac.octets());
         let mut advert = MutableNeighborAdvertPacket::new(message).expect("invariant: it has its size");
         advert.set_icmpv6_type(Icmpv6Types::NeighborAdvert);
         advert.set_flags(flags);
@@ -150,7 +154,7 @@ fn advertisement(to: MacAddr, mac: MacAddr, destination: Ipv6Addr, lb_ip: Ipv6Ad
 /// A frame with an ICMPv6 message of `length` bytes, which `write` fills in but for its checksum.
 fn build_frame(addresses: Ipv6Addresses, length: usize, write: impl FnOnce(&mut [u8])) -> Vec<u8> {
     let mut frame = ipv6_frame(addresses, IpNextHeaderProtocols::Icmpv6, length);
-    let message = &mut frame[START..];
+    let message = &mut frame[MESSAGE_AT..];
     write(message);
     let Ipv6Addresses { source, destination, .. } = addresses;
     let checksum = checksum(source.into(), destination.into(), IpNextHeaderProtocols::Icmpv6, message);
@@ -168,11 +172,11 @@ fn parse(frame: &[u8]) -> Option<Message> {
     if ip.get_next_header() != IpNextHeaderProtocols::Icmpv6 || ip.get_hop_limit() != HOP_LIMIT {
         return None;
     }
-    let (source, destination) = endpoints(ip.packet())?;
+    let (source, destination) = source_and_destination(ip.packet())?;
     // Ethernet pads short frames: only the length in the header counts.
-    let message = frame.get(START..START + usize::from(ip.get_payload_length()))?;
+    let message = frame.get(MESSAGE_AT..MESSAGE_AT + usize::from(ip.get_payload_length()))?;
     let icmp = Icmpv6Packet::new(message)?;
-    if message.len() < FIXED || icmp.get_icmpv6_code().0 != 0 || !has_valid_checksum(message, source, destination) {
+    if message.len() < FIXED_LEN || icmp.get_icmpv6_code().0 != 0 || !has_valid_checksum(message, source, destination) {
         return None;
     }
     let kind = icmp.get_icmpv6_type();
@@ -188,11 +192,11 @@ fn parse(frame: &[u8]) -> Option<Message> {
         }
         _ => return None,
     };
-    let target = address(message, TARGET)?;
+    let target = address_at(message, TARGET_AT)?;
     if target.is_multicast() || source.is_multicast() {
         return None;
     }
-    let link_layer = link_layer_option(&message[FIXED..], wanted)?;
+    let link_layer = link_layer_option(&message[FIXED_LEN..], wanted)?;
     let tests_address = kind == Icmpv6Types::NeighborSolicit && source.is_unspecified();
     if tests_address && (link_layer.is_some() || destination != solicited_node(target)) {
         return None;
@@ -207,7 +211,8 @@ fn has_valid_checksum(message: &[u8], source: Ipv6Addr, destination: Ipv6Addr) -
 /// The address in the last option of this type: `Some(None)` if there is no such option, `None` if an option is
 /// malformed.
 ///
-/// The options are walked by hand: `NdpOptionPacket` computes an option's length in a `u8` and overflows at 32 units.
+/// The function reads the options itself, because `NdpOptionPacket` computes the bytes of an option in a `u8`, and
+/// overflows if the option has 32 units of 8 bytes.
 fn link_layer_option(mut options: &[u8], wanted: NdpOptionType) -> Option<Option<MacAddr>> {
     let mut link_layer = None;
     while !options.is_empty() {
@@ -373,7 +378,7 @@ mod tests {
         let padded: Vec<u8> = whole.iter().copied().chain([0; 9]).collect();
         assert_eq!(verdict(&padded), verdict(&whole));
         for options in [&[1, 0, 0, 0, 0, 0, 0, 0][..], &[1, 2, 2, 0, 0, 0, 0, 9], &[1], &[1, 1, 1, 0, 0, 0, 0, 9]] {
-            let mut message = [&whole[START..START + FIXED], options].concat();
+            let mut message = [&whole[MESSAGE_AT..MESSAGE_AT + FIXED_LEN], options].concat();
             message[2..4].fill(0);
             let frame = frame_of(group_mac(group), CLIENT, (ip("fe80::9"), group), &message);
             assert_eq!(verdict(&frame), Verdict::Ignore(Ignored::Malformed), "{options:?}");
@@ -381,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_options_are_skipped() {
+    fn unknown_options_of_a_solicitation_are_skipped() {
         let group = solicited_node(lb_ip());
         let mut message = vec![SOLICITATION, 0, 0, 0, 0, 0, 0, 0];
         message.extend(lb_ip().octets());
@@ -406,13 +411,13 @@ mod tests {
         assert_eq!(frame[..56], expected[..56]);
         assert_eq!(frame[58..], expected[58..]);
         // Another implementation computes the same checksum.
-        let icmp = Icmpv6Packet::new(&frame[START..]).expect("a message");
+        let icmp = Icmpv6Packet::new(&frame[MESSAGE_AT..]).expect("a message");
         assert_eq!(icmp.get_checksum(), pnet_packet::icmpv6::checksum(&icmp, &lb_ip(), &ALL_NODES));
         let probe = probe(MINE, lb_ip());
-        let icmp = Icmpv6Packet::new(&probe[START..]).expect("a message");
+        let icmp = Icmpv6Packet::new(&probe[MESSAGE_AT..]).expect("a message");
         let (source, group) = (Ipv6Addr::UNSPECIFIED, solicited_node(lb_ip()));
         assert_eq!(icmp.get_checksum(), pnet_packet::icmpv6::checksum(&icmp, &source, &group));
-        assert_eq!((probe.len(), &probe[..6]), (START + FIXED, &[0x33, 0x33, 0xff, 0x12, 0x34, 0x56][..]));
+        assert_eq!((probe.len(), &probe[..6]), (MESSAGE_AT + FIXED_LEN, &[0x33, 0x33, 0xff, 0x12, 0x34, 0x56][..]));
         assert_eq!(solicited_node(lb_ip()), ip("ff02::1:ff12:3456"));
         assert_eq!(address_user(&probe), Some((MINE, lb_ip().into())));
         assert_eq!(address_user(&frame), Some((MINE, lb_ip().into())));

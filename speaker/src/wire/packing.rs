@@ -4,7 +4,7 @@ use crate::ownership::claims::{self, Page};
 use crate::wire::codec::{PAGE_OVERHEAD, size};
 use crate::wire::hello::{self, Heard, HeardRange, Packet};
 
-/// The greatest number of parts of a Hello, itself included.
+/// The maximum number of packets of one Hello: its parts and the Hello itself.
 pub const MAX_PARTS: usize = 1024;
 
 /// The lists of a Hello, each with the ids of peers.
@@ -24,8 +24,8 @@ impl PeerLists {
     }
 }
 
-/// Packs the content into as few packets as possible, of at most `room` bytes each, the Hello last. `empty` is the
-/// packet without content.
+/// Packs the content into packets. Each has at most `room` bytes of content, and the Hello is the last one. `empty` is
+/// the packet without content.
 pub fn pack(empty: Packet, digests: Vec<u32>, lists: PeerLists, pages: Vec<Page>, room: usize) -> Vec<Packet> {
     let mut left = room - digests.len() * size::DIGEST;
     let all = u16::try_from(lists.heard.len()).unwrap_or(u16::MAX);
@@ -61,15 +61,15 @@ pub fn pack(empty: Packet, digests: Vec<u32>, lists: PeerLists, pages: Vec<Page>
     parts
 }
 
-/// Appends packets with these pages to `parts`. They repeat the list of heard peers where it fits.
+/// Appends packets with these pages to `parts`. A packet repeats the list of heard peers if the list fits.
 fn pack_pages(empty: &Packet, heard: &HeardRange, pages: Vec<Page>, room: usize, parts: &mut Vec<Packet>) {
     let mut left = 0;
     for page in pages {
         if page_size(&page) > left {
-            let beside_list = room - heard.peers.len() * size::HEARD;
-            if page_size(&page) <= beside_list {
+            let room_beside_list = room - heard.peers.len() * size::HEARD;
+            if page_size(&page) <= room_beside_list {
                 parts.push(Packet { heard: heard.clone(), ..empty.clone() });
-                left = beside_list;
+                left = room_beside_list;
             } else {
                 // The page takes the whole packet: this part covers no ids. The Hello covers them.
                 let heard = HeardRange { all: heard.all, from: 1, to: 0, peers: vec![] };

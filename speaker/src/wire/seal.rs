@@ -1,16 +1,16 @@
 //! The seal of packets between speakers: HMAC-SHA256 (RFC 2104) with the keys of the cluster.
 //!
-//! A [`KeyRing`] seals bytes, and opens sealed bytes or returns why they are refused. Its only state are keys.
+//! A [`KeyRing`] seals bytes, and opens sealed bytes or returns why they are refused. Its only state is the keys.
 //!
 //! ```text
 //!   body, then for each key: id of the key (4), HMAC of the body (32), then the number of keys (1)
 //! ```
 //!
-//! *Rotation.* A sender seals a packet with each of its keys. A receiver accepts it if one of them is a key of its own.
-//! So two speakers understand each other while they have a common key, and need not agree on the key in use. A removed
-//! key still seals and opens for [`GRACE`], so a new key can simply replace the old one: all nodes learn the new one
-//! before the old one expires. A node that has lost the API server needs both keys for longer, so a set can hold
-//! several.
+//! *Rotation.* A sender seals a packet with each of its keys. A receiver accepts the packet if it has one of these
+//! keys. So two speakers understand each other while they have a common key, and need not agree on the key in use. A
+//! removed key still seals and opens for [`GRACE`], so a new key can simply replace the old one: all nodes learn the
+//! new one before the old one expires. A node that has lost the API server needs both keys for longer, so a set can
+//! hold several.
 //!
 //! *Cost.* Sealing or opening a packet of 400 bytes takes 2.4 µs, measured in a debug build (the hash is assembly in
 //! any build) on a processor with SHA instructions. That is 0.25 % of a core at the 1,000 packets per second of a large
@@ -24,23 +24,24 @@ use std::time::Duration;
 
 use ring::hmac;
 
-/// A removed key seals and opens for this time. A Secret reaches all nodes within about two minutes, also if it is
+/// A removed key seals and opens for this time. A Secret reaches all nodes within about two minutes, even if it is
 /// mounted as a file (sync period and cache lifetime of the kubelet).
 pub const GRACE: Duration = Duration::from_secs(300);
 
-/// The maximum number of keys in a set, and of seals of active keys in a packet.
+/// The maximum number of keys in a set. A packet has at most twice as many seals: those of the current keys and those
+/// of the latest removed keys.
 pub const MAX_KEYS: usize = 3;
 
 /// The minimum length of a key in bytes: half the hash, the minimum of RFC 2104 §3.
 pub const MIN_KEY: usize = 16;
 
-const TAG: usize = 32;
-const SEAL: usize = 4 + TAG;
+const TAG_LEN: usize = 32;
+const SEAL_LEN: usize = 4 + TAG_LEN;
 
 /// One key. Its content is never printed.
 #[derive(Clone)]
 pub struct Key {
-    fingerprint: [u8; TAG],
+    fingerprint: [u8; TAG_LEN],
     hmac: hmac::Key,
 }
 
@@ -59,7 +60,7 @@ impl Key {
             return Err(KeySetError::Short(secret.len()));
         }
         let hmac = hmac::Key::new(hmac::HMAC_SHA256, secret);
-        let mut fingerprint = [0; TAG];
+        let mut fingerprint = [0; TAG_LEN];
         fingerprint.copy_from_slice(hmac::sign(&hmac, b"the key of the speakers of Landfall").as_ref());
         Ok(Self { fingerprint, hmac })
     }
@@ -136,7 +137,7 @@ impl KeyRing {
         let first = before.is_empty();
         self.retired.retain(|(key, until)| now < *until && !keys.0.contains(key));
         self.retired.extend(before.0.into_iter().filter(|key| !keys.0.contains(key)).map(|key| (key, now + GRACE)));
-        // Only the latest are kept, because many rotations must not overfill packets.
+        // Only the latest removed keys are kept, because many rotations must not overfill packets.
         let surplus = self.retired.len().saturating_sub(MAX_KEYS);
         self.retired.drain(..surplus);
         first
@@ -154,7 +155,7 @@ impl KeyRing {
 
     /// The number of bytes that sealing adds to a packet.
     pub fn overhead(&self, now: Duration) -> usize {
-        1 + SEAL * self.active_keys(now).count()
+        1 + SEAL_LEN * self.active_keys(now).count()
     }
 
     pub fn seal(&self, now: Duration, mut body: Vec<u8>) -> Vec<u8> {
@@ -176,9 +177,9 @@ impl KeyRing {
     /// If the packet is refused.
     pub fn open<'a>(&self, now: Duration, sealed: &'a [u8]) -> Result<&'a [u8], SealError> {
         let (count, rest) = sealed.split_last().ok_or(SealError::Malformed)?;
-        let end = rest.len().checked_sub(usize::from(*count) * SEAL).ok_or(SealError::Malformed)?;
+        let end = rest.len().checked_sub(usize::from(*count) * SEAL_LEN).ok_or(SealError::Malformed)?;
         let (body, seals) = rest.split_at(end);
-        let ids_and_tags = seals.chunks_exact(SEAL).map(|seal| seal.split_at(4));
+        let ids_and_tags = seals.chunks_exact(SEAL_LEN).map(|seal| seal.split_at(4));
         let mut known =
             ids_and_tags.filter_map(|(id, tag)| Some((self.active_keys(now).find(|key| key.id() == id)?, tag)));
         // Only one seal per packet is verified, because a forged packet must not cost a calculation for each of its
@@ -237,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn changed_packet_is_refused() {
+    fn packet_with_any_changed_byte_is_refused() {
         let ring = ring(&[OLD]);
         let sealed = ring.seal(Duration::ZERO, b"hello".to_vec());
         for at in 0..sealed.len() {
@@ -271,7 +272,7 @@ mod tests {
         let now = Duration::from_secs(20);
         assert_eq!(
             (ring.seal(now, Vec::new()).len(), ring.overhead(now)),
-            (1 + SEAL * 2 * MAX_KEYS, 1 + SEAL * 2 * MAX_KEYS)
+            (1 + SEAL_LEN * 2 * MAX_KEYS, 1 + SEAL_LEN * 2 * MAX_KEYS)
         );
     }
 }
