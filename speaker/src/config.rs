@@ -49,12 +49,13 @@ impl Config {
         interval * 2
     }
 
-    /// How long this node sends a claim that has ended: two windows. After that it knows which peers do not hear it.
+    /// How long this node sends a claim that has ended: two windows and two intervals. After that this node knows which
+    /// peers do not hear it.
     pub(crate) fn tombstone_ttl(&self, interval: Duration) -> Duration {
         interval * (2 * self.multiplier + 2)
     }
 
-    /// How long a speaker that stops waits until peers have taken over.
+    /// How long a speaker that stops waits at most until peers have taken over.
     pub(crate) fn handover_timeout(&self, interval: Duration) -> Duration {
         interval * self.multiplier + self.step_in_delay(interval) * 2
     }

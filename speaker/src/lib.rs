@@ -1,9 +1,9 @@
 //! The speaker: announces load-balancer addresses on the LAN, and decides which node announces which address.
 //!
-//! Each node runs one speaker. On each link with an lb_ip, speakers send each other Hellos with their claims. All
-//! speakers apply the same rules to the claims, so they agree on the owner of each address. The owner answers ARP and
-//! NDP for the address. None of this needs the API server. Only the list of addresses comes from there ([`Snapshot`]),
-//! and the agent reports afterwards which node announces each ([`Announcements`]).
+//! Each node runs one speaker. On each link with an lb_ip or a node address, speakers send each other Hellos with their
+//! claims. All speakers apply the same rules to the claims, so they agree on the owner of each address. The owner
+//! answers ARP and NDP for the address. None of this needs the API server, except that the list of addresses comes from
+//! it ([`Snapshot`]). The agent reports afterwards which node announces each address ([`Announcements`]).
 //!
 //! ```text
 //!  objects -> model -------> Snapshot --+            +--> Announcements, Conflicts, dead nodes, Neighbours, Counters
@@ -23,9 +23,9 @@
 //! | [`os`] | packet sockets, poll, scheduling |
 //! | [`metrics`] | events for the log, counters, takeovers |
 //!
-//! Only [`run`](fn@run) and [`os`] have side effects. Everything else is pure, except for the function in [`metrics`]
-//! that writes an event to the log. Only [`run`](fn@run) calls it. Time is an argument, and the tests drive the same
-//! [`machine`] through a simulated network.
+//! Only [`run`](fn@run) and [`os`] have side effects, and one function in [`metrics`], which writes an event to the
+//! log. Only [`run`](fn@run) calls that function. Everything else is pure. Time is an argument, and the tests drive the
+//! same [`machine`] through a simulated network.
 //!
 //! # The way of a Hello
 //!

@@ -1,8 +1,8 @@
 //! Runs the [`Machine`](crate::machine::Machine) with real sockets, real links and real time.
 //!
 //! [`run`] starts one thread, the wire thread `landfall-wire`, for everything that must not wait: Hellos, ARP, NDP,
-//! takeovers. It shares two things with the rest of the process: channels, which hold the latest value, and a waker,
-//! which signals a change.
+//! takeovers. It shares channels and a waker with the rest of the process. An input channel holds the latest value, and
+//! the waker signals a change of it.
 //!
 //! ```text
 //!   snapshot  --watch-->  |  thread `landfall-wire` |  --watch-->  announcements, conflicts
@@ -62,8 +62,8 @@ pub struct Outputs {
     /// The announcements of this node. Empty when the speaker has stopped.
     pub announcements: watch::Sender<Announcements>,
     pub conflicts: watch::Sender<Conflicts>,
-    /// The names of the dead nodes. They should get no connections, even if the API server reports them as ready: see
-    /// [`crate::peers::deaths`]. Sent at once. Empty when the speaker has stopped.
+    /// The names of the dead nodes. They should get no new connections, even if the API server reports their endpoints
+    /// as ready: see [`crate::peers::deaths`]. Sent at once. Empty when the speaker has stopped.
     pub dead: watch::Sender<BTreeSet<String>>,
     /// The nodes heard on each link since the start of the speaker.
     pub neighbours: watch::Sender<Neighbours>,
@@ -76,7 +76,7 @@ pub struct Outputs {
 pub enum Error {
     #[error("cannot start the wire thread")]
     Thread(#[source] io::Error),
-    #[error("cannot open a packet socket (this needs CAP_NET_RAW)")]
+    #[error("cannot open or use a packet socket (this needs CAP_NET_RAW)")]
     Socket(#[source] io::Error),
     #[error("the wire thread cannot wait for its sockets")]
     Sleep(#[source] io::Error),
@@ -142,8 +142,8 @@ pub async fn run(
     }
 }
 
-/// Stops the wire thread at once when dropped. If `stop` was sent before, the thread is already leaving, and stops in
-/// order.
+/// Stops the wire thread at once when dropped. If the message `stop` was sent before, the thread still waits until
+/// peers have taken over.
 struct StopOnDrop {
     stop: Option<oneshot::Sender<()>>,
     waker: Waker,

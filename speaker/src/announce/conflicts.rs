@@ -1,7 +1,7 @@
 //! Conflicts: hosts outside the cluster that use an lb_ip (RFC 5227; over IPv6, RFC 4862 §5.4).
 //!
-//! Input are addresses, times and observed frames. Output are the addresses to probe, and the time until which a claim
-//! must wait. Other files build the frames.
+//! The input is addresses, times and the users of addresses in received frames. The output is the addresses to probe,
+//! and the time until which a claim must wait. Other files read and build the frames.
 //!
 //! - *Before the first use* three probes detect whether a host has the address. If a host answers, this node does not
 //!   announce the address. It probes the address again later, because the host may have released it. In RFC 5227 §1.1
@@ -35,8 +35,8 @@ pub const PROBE_TIME: Duration = Duration::from_millis(120);
 const PROBED_AT_ONCE: u32 = 128;
 
 /// After [`PROBED_AT_ONCE`] addresses, the probes of one more start per this interval. These are 1,000 addresses and
-/// 3,000 frames per second: a third of the rate that a port with storm control at 1 % of a gigabit admits. Controllers
-/// create addresses more slowly.
+/// 3,000 frames per second. A port with storm control at 1 % of a gigabit admits 15,000 small frames per second.
+/// Controllers create addresses more slowly.
 const PROBE_INTERVAL: Duration = Duration::from_millis(1);
 
 /// An address in use by another host is probed again after this time.
@@ -73,8 +73,10 @@ struct Probing {
 #[derive(Clone, Debug)]
 pub struct AddressConflicts {
     probing: BTreeMap<IpAddr, Probing>,
+    /// The addresses whose next probe is not sent yet, each with the time of that probe.
     due: BTreeSet<(Duration, IpAddr)>,
     hosts: BTreeMap<IpAddr, ConflictingHost>,
+    /// Assigns the time of the first probe of each address.
     first_probes: Pacer,
 }
 
@@ -117,8 +119,8 @@ impl AddressConflicts {
         }
     }
 
-    /// Stops probing `lb_ip` and stops holding it back, because it is announced or no longer wanted. Returns whether it
-    /// was held back.
+    /// Stops probing `lb_ip`, and no longer holds it back, because it is announced or no longer wanted. Returns whether
+    /// it was held back.
     pub fn cancel(&mut self, lb_ip: IpAddr) -> bool {
         self.cancel_probes(lb_ip);
         let held_back = self.hosts.get(&lb_ip).is_some_and(|host| host.held_back);
@@ -176,8 +178,8 @@ impl AddressConflicts {
         !self.probing.is_empty()
     }
 
-    /// Records that a host outside the cluster uses or probes `used`. If this node is probing the address, holds it
-    /// back. Returns whether this is a new conflict.
+    /// Records that a host outside the cluster uses or probes `used`. If this node is probing the address, the address
+    /// is held back from now on. Returns whether this is a new conflict.
     pub fn record_user(&mut self, now: Duration, used: IpAddr, mac: MacAddr) -> bool {
         if !self.probing.contains_key(&used) {
             return false;
@@ -240,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn late_loop_waits_the_full_gap_after_the_last_probe() {
+    fn late_loop_waits_a_gap_after_the_last_probe() {
         let mut conflicts = AddressConflicts::default();
         conflicts.check_free(ms(0), ip(1));
         for at in [0, 500, 510, 540] {

@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_burst_starts_at_once_and_the_rest_in_turn() {
+    fn burst_starts_at_once_and_the_rest_in_turn() {
         let ms = Duration::from_millis;
         let mut pacer = Pacer::new(ms(10), 2);
         let starts = [ms(100); 4].map(|now| (pacer.delay(now), pacer.take(now)));

@@ -35,13 +35,13 @@ const REPEAT_INTERVAL: Duration = Duration::from_micros(100);
 /// Repetitions are rounded up to multiples of this time, so that the loop does not wake for each.
 const REPEAT_ROUNDING: Duration = Duration::from_millis(5);
 
-/// The interval between announcements after the burst, for hosts that missed it, such as a restarted switch.
+/// The interval between announcements after the burst, for hosts that missed the burst and for restarted switches.
 const REFRESH: Duration = Duration::from_secs(60);
 
 /// Each refresh comes early by a pseudo-random time of at most this length, so that thousands are not sent at once.
 const SPREAD: Duration = Duration::from_secs(15);
 
-/// The delay of an announcement that must not be made now.
+/// The delay of an announcement that this node must not make now.
 const DEFER: Duration = Duration::from_secs(1);
 
 /// The forms of gratuitous ARP to send. IPv6 has a single form.
@@ -109,20 +109,25 @@ impl Schedule {
         self.entries.get(&lb_ip).is_some_and(|entry| entry.step == 0 && entry.due <= now)
     }
 
-    /// Takes at most `limit` addresses to announce now, with their forms, the longest overdue first. An address for
-    /// which `may` returns false is deferred. If this call is late, missed repetitions are skipped, so that each
-    /// address is announced once in each form. Repetitions are paced.
-    pub fn take_due(&mut self, now: Duration, limit: usize, may: impl Fn(IpAddr) -> bool) -> Vec<(IpAddr, Form)> {
+    /// Takes at most `limit` addresses to announce now, with their forms, the longest overdue first. An address that is
+    /// not allowed now is deferred. If this call is late, missed repetitions are skipped, so that each address is
+    /// announced once in each form. Repetitions are paced.
+    pub fn take_due(
+        &mut self,
+        now: Duration,
+        limit: usize,
+        is_allowed: impl Fn(IpAddr) -> bool,
+    ) -> Vec<(IpAddr, Form)> {
         let mut announcements = Vec::new();
         while announcements.len() < limit {
             let Some(first) = self.due.first().copied().filter(|(due, _, _)| *due <= now) else { break };
             self.due.remove(&first);
             let (_, _, lb_ip) = first;
             let entry = self.entries.get_mut(&lb_ip).expect("invariant: each due address has an entry");
-            if !may(lb_ip) {
+            if !is_allowed(lb_ip) {
                 entry.due = now + DEFER;
             } else if let Some(time) =
-                entry.wants_pacing().then(|| repetition_time(&mut self.repetitions, now)).filter(|time| now < *time)
+                entry.needs_pacing().then(|| repetition_time(&mut self.repetitions, now)).filter(|time| now < *time)
             {
                 (entry.due, entry.is_paced) = (time, true);
             } else if entry.step == 0 {
@@ -137,7 +142,7 @@ impl Schedule {
                 }
                 entry.due = match BURST.get(entry.step) {
                     Some(after) => entry.begun + *after,
-                    None => now + refresh(lb_ip, now),
+                    None => now + time_to_refresh(lb_ip, now),
                 };
             }
             self.due.insert((entry.due, entry.is_second(), lb_ip));
@@ -154,7 +159,7 @@ impl Entry {
 
     /// Whether the next announcement is a repetition to which the pacer has not assigned a time yet. Refreshes need no
     /// pacer: their times vary.
-    fn wants_pacing(&self) -> bool {
+    fn needs_pacing(&self) -> bool {
         (2..BURST.len()).contains(&self.step) && !self.is_paced
     }
 }
@@ -170,7 +175,7 @@ fn repetition_time(pacer: &mut Pacer, now: Duration) -> Duration {
 }
 
 /// The time until the next refresh. It varies by address and time, without a source of randomness.
-fn refresh(lb_ip: IpAddr, now: Duration) -> Duration {
+fn time_to_refresh(lb_ip: IpAddr, now: Duration) -> Duration {
     let random = stable_hash::mix64(stable_hash::hash_ip(lb_ip) ^ now.as_nanos() as u64);
     REFRESH - SPREAD.mul_f64(random as f64 / u64::MAX as f64)
 }
@@ -184,10 +189,10 @@ mod tests {
     }
 
     /// The announcements of `schedule` until `end`, with their times in milliseconds.
-    fn run(schedule: &mut Schedule, end: Duration, may: impl Fn(IpAddr) -> bool) -> Vec<(u128, IpAddr)> {
+    fn run(schedule: &mut Schedule, end: Duration, is_allowed: impl Fn(IpAddr) -> bool) -> Vec<(u128, IpAddr)> {
         let mut announcements = Vec::new();
         while let Some(due) = schedule.next_deadline().filter(|due| *due <= end) {
-            let taken = schedule.take_due(due, 10, &may).into_iter();
+            let taken = schedule.take_due(due, 10, &is_allowed).into_iter();
             let first_frames = taken.filter(|(_, form)| *form != Form::Reply);
             announcements.extend(first_frames.map(|(lb_ip, _)| (due.as_millis(), lb_ip)));
         }

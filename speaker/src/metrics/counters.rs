@@ -15,7 +15,7 @@ pub struct Counters {
     pub dropped: Dropped,
     /// Addresses that this node began to announce.
     pub announced: u64,
-    /// The takeovers among them.
+    /// The takeovers among the begun announcements.
     pub takeovers: Takeovers,
     /// Addresses that this node stopped announcing.
     pub withdrawn: u64,
@@ -56,12 +56,12 @@ pub struct Dropped {
     pub unsealed: u64,
     /// With a wrong seal, or from a MAC address other than the sealed one.
     pub forged: u64,
-    /// Older than a received packet of the same speaker: replayed or overtaken.
+    /// Received before, or older than a received packet of the same speaker: replayed or overtaken.
     pub replayed: u64,
-    /// From a speaker that has not proved yet that it is alive. A starting speaker causes a few; more of them are
-    /// replayed packets.
+    /// From a speaker that has not yet proved that it is alive. A starting speaker causes a few of these; many of them
+    /// are replayed packets.
     pub unproven: u64,
-    /// With the name of this node: another speaker uses it.
+    /// With the name of this node: another speaker uses it, or the link reflects the packets of this node.
     pub duplicate_node: u64,
     /// From a new peer on a link that already has the maximum number of peers.
     pub too_many_peers: u64,

@@ -15,7 +15,7 @@ pub enum Event {
         lb_ip: IpAddr,
         link: String,
         epoch: u64,
-        /// Whether this node hears a quorum of its peers.
+        /// Whether the claim is backed: see [`Claim`](crate::ownership::claims::Claim).
         backed: bool,
         /// The node that claimed the address before; `None` if no such claim is known.
         from: Option<String>,

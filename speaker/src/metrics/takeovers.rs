@@ -16,7 +16,7 @@ pub enum Cause {
     Died,
     /// The node heard no peer.
     Deaf,
-    /// The node stopped in order.
+    /// The speaker of the node was shut down, or left the link.
     Left,
     /// The node ceded the address, and announced it until it was taken over.
     Ceded,
@@ -60,33 +60,33 @@ pub struct Move {
     /// The time from the last Hello of the former owner until this node announced the address, or until the claim if it
     /// is not announced yet.
     pub silence: Duration,
-    /// When the former owner was last heard. Set until this node announces the address.
-    unannounced: Option<Duration>,
+    /// When the former owner was last heard; `None` once this node has announced the address.
+    last_heard: Option<Duration>,
 }
 
 impl Move {
     /// A move whose address is already announced. The former owner had been silent for this time.
     pub fn new(from: &str, cause: Cause, silence: Duration) -> Self {
-        Self { from: from.to_owned(), cause, silence, unannounced: None }
+        Self { from: from.to_owned(), cause, silence, last_heard: None }
     }
 
-    /// A move whose address is claimed but not announced yet. The former owner was last heard at `heard`.
-    pub(crate) fn begin(now: Duration, from: &str, cause: Cause, heard: Duration) -> Self {
-        Self { unannounced: Some(heard), ..Self::new(from, cause, now.saturating_sub(heard)) }
+    /// A move whose address is claimed but not announced yet. The former owner was last heard at `last_heard`.
+    pub(crate) fn begin(now: Duration, from: &str, cause: Cause, last_heard: Duration) -> Self {
+        Self { last_heard: Some(last_heard), ..Self::new(from, cause, now.saturating_sub(last_heard)) }
     }
 
     /// Records an announcement of the address. Returns whether it is the first one.
     pub(crate) fn record_announced(&mut self, now: Duration) -> bool {
-        let heard = self.unannounced.take();
-        if let Some(heard) = heard {
-            self.silence = now.saturating_sub(heard);
+        let last_heard = self.last_heard.take();
+        if let Some(last_heard) = last_heard {
+            self.silence = now.saturating_sub(last_heard);
         }
-        heard.is_some()
+        last_heard.is_some()
     }
 
     /// Whether this node has announced the address.
     pub(crate) fn is_announced(&self) -> bool {
-        self.unannounced.is_none()
+        self.last_heard.is_none()
     }
 }
 
@@ -97,15 +97,15 @@ pub struct Takeovers([SilenceHistogram; Cause::ALL.len()]);
 /// A histogram of silences.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SilenceHistogram {
-    /// The number of silences per bucket. Each of [`SilenceHistogram::BOUNDS`] closes one; the last bucket is
-    /// unbounded.
+    /// The number of silences per bucket. Each of [`SilenceHistogram::BOUNDS`] is the upper bound of one; the last
+    /// bucket has no bound.
     pub counts: [u64; Self::BOUNDS.len() + 1],
     /// The sum of all silences.
     pub sum: Duration,
 }
 
 impl SilenceHistogram {
-    /// In milliseconds. By default a node is dead after 150.
+    /// The upper bounds of the buckets, in milliseconds. By default a node is dead after 150 ms.
     pub const BOUNDS: [u64; 9] = [50, 100, 150, 200, 250, 500, 1_000, 2_500, 10_000];
 }
 

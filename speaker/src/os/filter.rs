@@ -10,8 +10,8 @@ use crate::wire::frame::{Channel, FrameClass};
 use crate::wire::headers::HOP_LIMIT;
 use crate::wire::ndp::{ADVERTISEMENT, ICMPV6, SOLICITATION};
 
-/// The maximum number of links in a filter: one jump must be able to skip all of them, and a jump skips at most 255
-/// instructions.
+/// The maximum number of links in a filter. One jump must be able to skip all of them, and a jump skips at most 255
+/// instructions. Frames on further links are dropped.
 const MAX_LINKS: usize = 200;
 
 // Classic BPF, as in linux/bpf_common.h.
@@ -51,7 +51,8 @@ enum Step {
 }
 
 /// Builds the filter that accepts the frames of one channel and class on these links. A filter for Hellos checks the
-/// destination address first: on a busy node nearly all packets are not Hellos, and each is dropped after one load.
+/// destination address first. On a busy node nearly all packets are of other protocols, and each of them is dropped
+/// after one load.
 pub fn filter(channel: Channel, class: FrameClass, links: &BTreeSet<u32>) -> Vec<SockFilter> {
     use Step::{Clear, Equal, Less, Load, Or, Set};
     let for_channel: &[Step] = match channel {

@@ -2,7 +2,7 @@
 //!
 //! A packet socket receives without joining, but a switch with MLD snooping forwards a group only to hosts that have
 //! reported it (RFC 4541 §3), and a network card may filter it. So this node joins the groups as an application does:
-//! the kernel sends reports, answers queries, and configures the card. No data is received here.
+//! the kernel sends reports, answers queries, and configures the card. The sockets of this file receive no data.
 //!
 //! When [`Groups`] is dropped, the kernel leaves all groups.
 

@@ -1,7 +1,7 @@
 //! Pauses the log after many transitions.
 //!
-//! Input is the number of queued events, output the end of the pause. To write a log line costs as much as to announce
-//! an address, so the log waits while thousands of addresses are announced.
+//! The input is the number of queued events; the output is the end of the pause. A log line takes as much time as the
+//! announcement of an address, so the log waits while thousands of addresses are announced.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub struct LogThrottle {
     /// The end of the pause. The caller clears it when the pause is over.
     pub paused_until: Option<Duration>,
-    /// The log has already paused for this backlog, which is still being written.
+    /// Whether the log has already paused for the backlog that it is still writing.
     has_paused: bool,
 }
 

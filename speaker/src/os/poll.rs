@@ -1,7 +1,7 @@
 //! How the wire thread sleeps: until a socket is ready, the waker is used, or a deadline passes.
 //!
-//! The thread has no async runtime. It wakes sixty times per second to receive or send a packet, and the overhead of a
-//! runtime was as large as the cost of the packets.
+//! The thread has no async runtime. It wakes sixty times per second to receive or send a packet, and the measured
+//! overhead of a runtime was as large as the cost of the packets.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -12,8 +12,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, ppoll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-/// Waits until one of the descriptors is ready, for at most `timeout`. Returns which of them are. A descriptor with an
-/// error counts as ready, and reading it returns the error.
+/// Waits until one of the descriptors is ready, for at most `timeout`. Returns for each descriptor whether it is ready.
+/// A descriptor with an error counts as ready, and the next read returns the error.
 ///
 /// # Errors
 /// If the kernel cannot wait for the descriptors. A signal is not an error: it returns early, and no descriptor is

@@ -24,8 +24,8 @@ use crate::os::poll;
 use crate::wire::datagram::GROUP_MAC;
 use crate::wire::frame::{Channel, Frame, FrameClass};
 
-/// The maximum length of a frame: an MTU of 1500, the header, and some more. A longer frame is truncated, and therefore
-/// malformed.
+/// The maximum length of a frame: an MTU of 1500, the Ethernet header, and some reserve. A longer frame is truncated,
+/// and therefore malformed.
 const MAX_FRAME: usize = 2048;
 
 /// The number of frames per system call. When thousands of addresses move, thousands of frames are sent and received at
@@ -50,7 +50,7 @@ impl PacketSocket {
     /// link yet.
     ///
     /// # Errors
-    /// Without `CAP_NET_RAW`.
+    /// If the kernel refuses the socket: it needs `CAP_NET_RAW`.
     pub fn open(channel: Channel, class: FrameClass) -> io::Result<Self> {
         let socket = Socket::new(Domain::PACKET, Type::RAW.nonblocking().cloexec(), None)?;
         socket.attach_filter(&filter(channel, class, &BTreeSet::new()))?;
@@ -65,7 +65,7 @@ impl PacketSocket {
         Ok(Self { socket, channel, class, links: BTreeSet::new() })
     }
 
-    /// Whether it receives routine Hellos only.
+    /// Whether the socket receives only routine Hellos.
     pub(crate) fn is_routine(&self) -> bool {
         self.class == FrameClass::Routine
     }

@@ -20,7 +20,7 @@ pub struct Announcement {
     pub link: String,
     /// The epoch of the claim.
     pub epoch: u64,
-    /// When this node made the claim with this epoch.
+    /// When this node first published the claim with this epoch.
     pub since: Timestamp,
     /// The takeover, if another node had the address before.
     pub moved: Option<Move>,
@@ -39,7 +39,7 @@ pub struct Conflict {
     /// Whether the address is not announced because of the conflict. An address that was announced before stays
     /// announced.
     pub held_back: bool,
-    /// When this node detected the conflict.
+    /// When this node first published the conflict.
     pub since: Timestamp,
 }
 

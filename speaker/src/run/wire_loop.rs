@@ -19,7 +19,7 @@ use crate::os::poll::{self, Waker};
 use crate::os::socket::{BATCH, PacketSocket, ReceiveBuffer, Sockets};
 use crate::wire::frame::{Channel, Frame};
 
-/// The maximum number of addresses to announce per round: 512 frames, about a millisecond.
+/// The maximum number of addresses to announce per round. These are at most 512 frames, which take about a millisecond.
 const ANNOUNCED_PER_ROUND: usize = 256;
 
 /// The maximum number of batches to receive from a socket per round: 1,024 frames. Without a limit a flood could occupy
@@ -40,8 +40,8 @@ const COUNTERS_INTERVAL: Duration = Duration::from_secs(1);
 /// The ends of channels that the wire thread needs in addition to [`Inputs`] and [`Outputs`].
 pub(super) struct Channels {
     pub(super) log: mpsc::Sender<Event>,
-    /// After a message, the thread stops as soon as peers have taken over, or a few intervals later. After a closed
-    /// channel, it stops at once.
+    /// After a message, the thread stops as soon as peers have taken over, or a few intervals later. If the channel is
+    /// closed without a message, the thread stops at once.
     pub(super) stop: oneshot::Receiver<()>,
     /// Wakes the thread after a change of any of its inputs.
     pub(super) waker: Waker,
@@ -60,13 +60,14 @@ pub(super) struct WireLoop {
     outputs: Outputs,
     channels: Channels,
     stopping: bool,
-    /// When announcements were last published.
-    published: Option<Instant>,
-    unpublished: bool,
+    /// When announcements and conflicts were last published.
+    published_at: Option<Instant>,
+    /// Whether announcements or conflicts may have changed since then.
+    is_unpublished: bool,
     /// When counters were last published.
-    counted: Option<Instant>,
+    counted_at: Option<Instant>,
     /// When the sockets were last read.
-    read: Duration,
+    read_at: Duration,
     /// The number of events that were dropped because the log channel was full, and that no log line has reported yet.
     lost: u64,
 }
@@ -101,10 +102,10 @@ impl WireLoop {
             outputs,
             channels,
             stopping: false,
-            published: None,
-            unpublished: true,
-            counted: None,
-            read: Duration::ZERO,
+            published_at: None,
+            is_unpublished: true,
+            counted_at: None,
+            read_at: Duration::ZERO,
             lost: 0,
         };
         // The first values of the inputs count as changes.
@@ -131,11 +132,11 @@ impl WireLoop {
             } else {
                 more = self.receive(now, &ready);
             }
-            self.read = now;
+            self.read_at = now;
             // The last descriptor is the waker.
             if ready[Sockets::COUNT] {
                 self.channels.waker.clear();
-                if self.is_abandoned(now) {
+                if self.must_stop_at_once(now) {
                     return Ok(());
                 }
                 self.read_inputs(now)?;
@@ -149,8 +150,9 @@ impl WireLoop {
         }
     }
 
-    /// Reads the request to stop. Returns whether the thread must stop at once, because [`super::run`] has ended.
-    fn is_abandoned(&mut self, now: Duration) -> bool {
+    /// Whether the thread must stop at once, because [`super::run`] has ended. If it requested a stop before, the
+    /// machine begins to leave instead.
+    fn must_stop_at_once(&mut self, now: Duration) -> bool {
         if self.stopping {
             return false;
         }
@@ -171,7 +173,7 @@ impl WireLoop {
         let now = self.begun.elapsed();
         let announcement = self.machine.announcement_due().filter(|_| self.queue.is_empty());
         let publication =
-            self.published.filter(|_| self.unpublished).map(|at| at + self.publish_interval() - self.begun);
+            self.published_at.filter(|_| self.is_unpublished).map(|at| at + self.publish_interval() - self.begun);
         let deadlines = [self.machine.next_deadline(now), announcement, publication, more.then_some(now)];
         let timeout = deadlines.into_iter().flatten().min().map(|until| until.saturating_sub(now));
         let routine = if self.machine.is_idle(now) { PollFlags::empty() } else { PollFlags::POLLIN };
@@ -192,7 +194,7 @@ impl WireLoop {
         let mut more = false;
         // All waiting frames arrived after the last read. The system clock may have been set since, so their ages are
         // limited.
-        let max_age = now.saturating_sub(self.read);
+        let max_age = now.saturating_sub(self.read_at);
         let readable = |(socket, is_ready): &(&PacketSocket, &bool)| socket.is_routine() || **is_ready;
         for (socket, _) in self.sockets.iter().zip(ready).filter(readable) {
             let machine = &mut self.machine;
@@ -259,7 +261,7 @@ impl WireLoop {
         if let Some(neighbours) = neighbours {
             self.outputs.neighbours.send_replace(neighbours);
         }
-        self.unpublished |= reports_changed;
+        self.is_unpublished |= reports_changed;
         self.publish();
     }
 
@@ -307,15 +309,15 @@ impl WireLoop {
 
     /// Publishes counters, announcements and conflicts, each at most once per its interval.
     fn publish(&mut self) {
-        if self.counted.is_none_or(|counted| counted.elapsed() >= COUNTERS_INTERVAL) {
-            self.counted = Some(Instant::now());
+        if self.counted_at.is_none_or(|at| at.elapsed() >= COUNTERS_INTERVAL) {
+            self.counted_at = Some(Instant::now());
             self.outputs.counters.send_replace(self.machine.counters());
         }
-        let is_early = |published: Instant| published.elapsed() < self.publish_interval();
-        if !self.unpublished || self.published.is_some_and(is_early) {
+        let is_early = |at: Instant| at.elapsed() < self.publish_interval();
+        if !self.is_unpublished || self.published_at.is_some_and(is_early) {
             return;
         }
-        (self.published, self.unpublished) = (Some(Instant::now()), false);
+        (self.published_at, self.is_unpublished) = (Some(Instant::now()), false);
         let now = Timestamp::now();
         let announcements =
             publish::announcements(&self.machine, self.begun.elapsed(), &self.outputs.announcements.borrow(), now);
