@@ -127,7 +127,7 @@ fn hello_decoder_accepts_only_consistent_packets() {
 }
 
 #[test]
-fn unsealed_packets_are_refused() {
+fn packets_are_opened_only_if_sealed() {
     let mut ring = KeyRing::default();
     ring.set(Duration::ZERO, &Keys::new([&[7; 32][..]]).expect("a key"));
     fuzz("hello", |input| {
@@ -139,7 +139,7 @@ fn unsealed_packets_are_refused() {
 }
 
 #[test]
-fn datagram_decoder_never_panics() {
+fn datagram_decoder_never_panics_on_any_bytes() {
     fuzz("datagram", |input| datagram::unwrap(input).is_ok_and(|(_, payload)| payload.len() < input.len()));
 }
 

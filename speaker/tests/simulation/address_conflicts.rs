@@ -45,7 +45,7 @@ fn used_address_is_announced_after_its_host_has_left() {
 }
 
 #[test]
-fn host_taking_an_address_is_reported_once_and_answered_slowly() {
+fn conflicting_host_is_reported_once_and_answered_slowly() {
     seeds(6, |seed| {
         let mut world = settled_world(seed, 3, 6);
         world.advance(ms(5000));

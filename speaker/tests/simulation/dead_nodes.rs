@@ -17,7 +17,7 @@ fn none_dead(nodes: usize) -> Vec<BTreeSet<String>> {
     vec![BTreeSet::new(); nodes]
 }
 
-/// The nodes that were ever called dead.
+/// The nodes that any node ever declared dead.
 fn ever_dead(world: &World) -> BTreeSet<&str> {
     let dead = world.events.iter().filter_map(|(_, _, event)| match event {
         Event::Node { node, dead: true } => Some(node.as_str()),
@@ -49,7 +49,7 @@ fn crashed_node_is_dead_to_all_until_heard_again() {
 }
 
 #[test]
-fn node_that_stops_in_order_is_not_dead() {
+fn node_that_sent_a_goodbye_is_not_dead() {
     seeds(20, |seed| {
         let nodes = 2 + seed as usize % 4;
         let mut world = settled_world(seed, nodes, 5);
@@ -64,7 +64,7 @@ fn node_that_stops_in_order_is_not_dead() {
 }
 
 #[test]
-fn isolated_or_suspended_node_calls_no_node_dead() {
+fn isolated_or_suspended_node_declares_no_node_dead() {
     seeds(40, |seed| {
         let nodes = 3 + seed as usize % 4;
         let mut world = settled_world(seed, nodes, 5);
@@ -101,7 +101,7 @@ fn node_heard_by_any_peer_is_not_dead() {
 }
 
 #[test]
-fn silent_peer_of_two_is_dead_once_another_host_is_heard() {
+fn silent_lone_peer_is_dead_if_hosts_are_heard() {
     seeds(20, |seed| {
         let mut world = settled_world(seed, 2, 5);
         let (channel, client) = frame_of_other_host(lb_ip(30 + seed as usize % 3));

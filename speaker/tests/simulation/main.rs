@@ -39,7 +39,8 @@ fn check(world: &World) {
     check_last_announcers(world);
 }
 
-/// Checks that no node calls a live one dead, and that each address with an eligible node has one owner, an eligible one.
+/// Checks that no node declares a live one dead. Checks that each address with an eligible node has one owner, and that
+/// this owner is eligible.
 fn check_owners(world: &World) {
     for node in 0..world.nodes() {
         let dead = world.dead(node).cloned().unwrap_or_default();

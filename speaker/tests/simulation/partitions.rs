@@ -24,7 +24,7 @@ fn all_owned_by(world: &World, node: usize) -> BTreeMap<IpAddr, Vec<usize>> {
 }
 
 #[test]
-fn reachable_node_of_two_owns_all_during_and_after_a_cut() {
+fn cut_leaves_all_addresses_with_the_reachable_node() {
     seeds(100, |seed| {
         let mut world = settled_world(seed, 2, 10);
         let (lost, other) = (seed as usize % 2, 1 - seed as usize % 2);

@@ -154,12 +154,12 @@ fn nodes_with_different_snapshots_move_an_address_once() {
 }
 
 #[test]
-fn drained_node_hands_over_without_a_gap_in_any_order() {
+fn drain_leaves_no_gap_in_any_order() {
     // Fresh seeds meet the defect of `ceded_address_has_at_most_two_announcers`.
     fixed_seeds(30, drain_in_any_order);
 }
 
-/// Drains a node of which the others hear one after the other.
+/// Drains a node. The nodes hear of the drain one after the other, in a random order.
 pub fn drain_in_any_order(seed: u64) {
     let nodes = 2 + seed as usize % 3;
     let mut world = settled_world(seed, nodes, 10);
@@ -193,7 +193,7 @@ pub fn drain_in_any_order(seed: u64) {
 }
 
 #[test]
-fn drained_node_waits_for_its_successors_kernel_but_not_forever() {
+fn drained_node_waits_briefly_for_its_successors_kernel() {
     seeds(10, |seed| {
         for waits in [true, false] {
             let mut world = settled_world(seed, 2, 4);

@@ -77,7 +77,7 @@ fn five_thousand_addresses_move_at_once() {
 }
 
 #[test]
-fn many_nodes_bound_the_packet_rate_and_replace_dead_nodes() {
+fn large_cluster_bounds_packet_rate_and_replaces_dead_nodes() {
     // With few nodes, late peers are probed, which adds some packets.
     for (nodes, interval, packets) in [(3, 50, 46.0), (50, 98, 520.0), (100, 198, 520.0)] {
         let interval = ms(interval);
@@ -122,7 +122,7 @@ fn many_nodes_bound_the_packet_rate_and_replace_dead_nodes() {
 }
 
 #[test]
-fn two_nodes_with_hello_loss_move_nothing_for_half_an_hour() {
+fn hello_loss_between_two_nodes_moves_no_address() {
     seeds(4, |seed| {
         let mut world = settled_world(seed, 2, 10);
         world.network = Network { loss: 0.02, straggle: 0.005 };

@@ -134,7 +134,7 @@ fn unwanted_address_is_answered_by_no_node() {
 }
 
 #[test]
-fn firewall_on_the_node_does_not_make_it_look_dead() {
+fn node_with_a_firewall_does_not_look_dead() {
     let lan = Lan::new(2);
     let nodes = lan.speakers(&[LB_IP]);
     let owner = lan.wait_owner(&nodes, LB_IP);
