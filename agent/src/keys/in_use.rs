@@ -1,7 +1,7 @@
 //! Sends the keys of the Secret to an agent's speaker, and logs why keys are missing.
 //!
-//! The last keys stay in use when the Secret is deleted or has no usable key, and when the API server is unreachable:
-//! otherwise the speakers would no longer accept each other's Hellos. [`KeysInUse::update`] decides, [`publish_keys`]
+//! The last keys stay in use when the Secret is deleted or has no usable key, and when the API server is unreachable.
+//! Otherwise the speakers would no longer accept each other's Hellos. [`KeysInUse::update`] decides, [`publish_keys`]
 //! waits, logs and sends.
 
 use std::collections::BTreeSet;
@@ -23,12 +23,12 @@ pub(crate) struct KeysInUse {
     /// The names of the entries that contain these keys.
     pub(crate) names: BTreeSet<String>,
     pub(crate) problems: Vec<EntryProblem>,
-    /// Whether the Secret has no usable key now. Keys that are in use nevertheless are from an earlier version.
+    /// Whether the Secret has no usable key now. If keys are in use, they are from an earlier version of the Secret.
     pub(crate) are_missing: bool,
 }
 
 impl KeysInUse {
-    /// The keys in use once the Secret is in this state.
+    /// The keys in use after the Secret has changed to this state.
     fn update(&self, state: &SecretState) -> Self {
         let UsableKeys { keys, names, problems } = match state {
             SecretState::Unknown => return self.clone(),

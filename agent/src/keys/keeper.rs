@@ -1,8 +1,9 @@
 //! Creates the Secret if it is missing, and rotates its keys on request.
 //!
-//! Runs in every controller, not only in the leader, so that a new installation has keys before the first election. The
-//! API server lets one controller create the Secret; late writes of the others name an old version and are refused.
-//! Writes nothing but that Secret, and nothing while idle.
+//! The keeper runs in every controller, not only in the lease holder, so that a new installation has keys before the
+//! first election. The API server accepts one creation of the Secret. A late write of another controller names an old
+//! version, and the API server refuses it. The keeper writes only this Secret, and only if there is something to
+//! change.
 //!
 //! Cancel safe: the next start continues from the state of the Secret.
 
@@ -35,13 +36,13 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// How long the first answer may take before the Secret is reported as unreadable.
 const FIRST_ANSWER: Duration = Duration::from_secs(3);
 
-/// The longest sleep, because the clock may be set during it.
+/// The longest sleep. It is limited, because the clock may be set meanwhile.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
 /// Why agents have no key: a sentence for users.
 pub type Obstacle = Arc<str>;
 
-/// Maintains the Secret for as long as it is polled, and keeps `obstacle_tx` up to date.
+/// Maintains the Secret for as long as this future is polled, and keeps `obstacle_tx` up to date.
 pub async fn keep(secret: KeySecret, obstacle_tx: watch::Sender<Option<Obstacle>>) -> Infallible {
     let (state_tx, state_rx) = watch::channel(SecretState::Unknown);
     tokio::select! {
@@ -50,7 +51,7 @@ pub async fn keep(secret: KeySecret, obstacle_tx: watch::Sender<Option<Obstacle>
     }
 }
 
-/// Takes the next step whenever the Secret changes or the step is due.
+/// Takes the next step each time the Secret changes or a step is due.
 async fn maintain(
     secret: KeySecret,
     mut state_rx: watch::Receiver<SecretState>,
@@ -73,13 +74,13 @@ async fn maintain(
                 Duration::try_from(until.duration_since(now)).unwrap_or_default().min(LONGEST_SLEEP)
             }
             step => {
-                failing = is_failing(write(&api, step).await, &secret, failing);
+                failing = log_write(write(&api, step).await, &secret, failing);
                 PAUSE
             }
         };
         let obstacle = find_obstacle(&secret, &state, failing, began.elapsed());
         send_if_new(&obstacle_tx, obstacle);
-        // The sender exists as long as this future, because `keep` polls both.
+        // The sender exists for as long as this future, because `keep` polls both futures.
         tokio::select! {
             Ok(()) = state_rx.changed() => {}
             () = sleep(pause) => {}
@@ -87,8 +88,8 @@ async fn maintain(
     }
 }
 
-/// Logs the result of a write, failures only the first time. Returns whether writes fail now.
-fn is_failing(written: kube::Result<&'static str>, secret: &KeySecret, failing: bool) -> bool {
+/// Logs the result of a write. Of successive failures, logs only the first. Returns whether writes fail now.
+fn log_write(written: kube::Result<&'static str>, secret: &KeySecret, failing: bool) -> bool {
     match written {
         Ok(what) => {
             tracing::info!(%secret, what, "changed the Hello keys");
@@ -128,7 +129,7 @@ fn find_obstacle(secret: &KeySecret, state: &SecretState, failing: bool, waited:
     Some(what.into())
 }
 
-/// Takes a step, and returns a description of it.
+/// Performs the write of a step, and returns a description of it.
 async fn write(secrets: &Api<Secret>, step: Step) -> kube::Result<&'static str> {
     let field_manager = Some(FIELD_MANAGER.to_owned());
     let written = async {
@@ -174,7 +175,7 @@ mod tests {
     use std::sync::Mutex;
     use tokio::time::timeout;
 
-    /// An API server with at most this one Secret, and the number of its writes. Its watches end at once.
+    /// An API server with at most one Secret, and the number of writes. Its watches end at once.
     #[derive(Clone, Default)]
     struct Server(Arc<Mutex<(Option<Value>, usize)>>);
 
@@ -234,7 +235,7 @@ mod tests {
             object["metadata"]["resourceVersion"] = json!((version.unwrap_or_default() + 1).to_string());
         }
 
-        /// Merges a change by hand.
+        /// Merges a patch of a user.
         fn edit(&self, patch: &Value) {
             let (state, _) = &mut *self.0.lock().expect("no panic");
             let object = state.as_mut().expect("a Secret");
@@ -245,7 +246,7 @@ mod tests {
         /// Waits for this number of entries, and until no rotation is requested. Returns their names, and the number of
         /// writes.
         async fn wait_for(&self, count: usize) -> (BTreeSet<String>, usize) {
-            // Waits in real time: a key is named after the second of its creation, and two of one second would clash.
+            // Waits in real time: a key is named after the second of its creation, and two keys need two names.
             let begun = std::time::Instant::now();
             while begun.elapsed() < Duration::from_secs(30) {
                 let (state, writes) = self.0.lock().expect("no panic").clone();

@@ -6,10 +6,10 @@
 //!   OVERLAP is over     ->  {new}
 //! ```
 //!
-//! Two nodes have a key in common if the versions of the Secret that they know are less than [`OVERLAP`] apart: each
-//! version shares an entry with every version of the last [`OVERLAP`]. Speakers also accept a removed key for
-//! [`speaker::wire::seal::GRACE`]. So if the Secret is deleted, or rewritten by hand in one step, only nodes that
-//! receive the change later than that are separated.
+//! Each version of the Secret shares an entry with every version of the last [`OVERLAP`]. So two nodes have a key in
+//! common if the versions that they know are less than [`OVERLAP`] apart. Speakers also accept a removed key for
+//! [`speaker::wire::seal::GRACE`]. A user may delete the Secret, or replace all its keys in one step. Then only a node
+//! that receives the change later than the others by more than that grace is separated.
 //!
 //! Several controllers may run this at once. The API server creates a Secret only once, and every other write names the
 //! version that it changes. A request stays in the Secret until it is fulfilled, so a crash between two steps loses
@@ -40,13 +40,13 @@ pub(crate) enum Step {
     Patch { what: &'static str, body: Value },
 }
 
-/// The next step, where `random` is a new key. `secret` is `None` if it is missing.
+/// Returns the next step. `random` is the new key, if the step adds one. `secret` is `None` if the Secret is missing.
 pub(crate) fn next_step(secret: Option<&SecretView>, now: Timestamp, random: &[u8; LENGTH]) -> Step {
     let name = now.strftime("key-%Y%m%dT%H%M%SZ").to_string();
     let entry = json!({&name: ByteString(random.to_vec())});
     let Some(secret) = secret else { return Step::Create(json!({"data": entry})) };
     let names = secret.usable_keys().names;
-    // Two keys of one second would have one name, and an existing entry is never overwritten.
+    // Two keys of the same second would have the same name, and an existing entry is never overwritten.
     let add = |what, annotations| match secret.entries.contains_key(&name) {
         true => Step::Wait(Some(now + 1.second())),
         false => patch(secret, what, annotations, entry),
@@ -225,7 +225,7 @@ mod tests {
                 }
             }
             for (index, (since, keys)) in history.iter().enumerate() {
-                // Each earlier version that was current less than an overlap ago.
+                // The earlier versions, each with the next one, which replaced it.
                 for (earlier, next) in history[..index].iter().zip(&history[1..=index]) {
                     let gap = since - next.0;
                     prop_assert!(gap >= OVERLAP || !keys.is_disjoint(&earlier.1), "no common key after {} s", gap);

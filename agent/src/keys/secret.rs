@@ -1,9 +1,9 @@
 //! The entries and annotations of the Secret: Secret → [`SecretView`] → [`UsableKeys`]. Pure.
 //!
-//! Every entry of `data` is a key, whatever its name. A packet carries one seal for each key. A receiver accepts the
-//! packet if the receiver has the key of at least one seal ([`speaker::wire::seal`]). So the order of the entries has
-//! no meaning to speakers. Two nodes with different versions of the Secret accept each other's packets if both versions
-//! have an entry in common.
+//! Every entry of `data` that is long enough is a key, whatever its name. A packet carries one seal for each key. A
+//! receiver accepts the packet if the receiver has the key of at least one seal ([`speaker::wire::seal`]). So the order
+//! of the entries has no meaning to speakers. Two nodes with different versions of the Secret accept each other's
+//! packets if both versions have a key in common.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
