@@ -22,7 +22,7 @@ pub(crate) use stores::Stores;
 /// The input of a node's dataplane.
 #[derive(Clone, Debug)]
 pub struct DataplaneInput {
-    /// Without dead nodes, since only speakers detect them.
+    /// The snapshot, without dead nodes: only speakers detect them.
     pub snapshot: dataplane::Snapshot,
     /// Whether the cluster has a node of this name.
     pub is_known: bool,

@@ -22,10 +22,10 @@ use super::composition::{Composition, reply_links};
 use super::stores::Stores;
 use crate::channels::{Channels, send_if_new};
 
-/// How long the first snapshot of the dataplane waits for Hellos of all nodes that may be on this node's links. It
-/// covers the time to receive the key, and some intervals of Hellos. Meanwhile the kernel keeps spreading frames as
-/// before the start.
-const FIRST_HELLOS: Duration = Duration::from_secs(1);
+/// The first snapshot of the dataplane waits at most for this time until all nodes that may be on this node's links
+/// have been heard. The time suffices to receive the key, and some Hellos of each node. Meanwhile the kernel keeps
+/// spreading frames as before the start.
+const FIRST_HELLOS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Sends each new snapshot to its receiver.
 pub(crate) struct Composer {
@@ -41,7 +41,7 @@ pub(crate) struct Composer {
 }
 
 impl Composer {
-    /// `composition` has no object yet.
+    /// Creates the composer. `composition` must be empty.
     pub(crate) fn new(stores: Stores, composition: Composition, channels: &Channels) -> Self {
         Self {
             stores,
@@ -58,7 +58,7 @@ impl Composer {
 
     /// Composes the snapshots after each change of an input, and sends them. Never ends by itself.
     pub(crate) async fn run(mut self, mut listener: observe::Listener) -> Result<Infallible> {
-        // The end of FIRST_HELLOS, which starts when all kinds of objects have been listed.
+        // The end of the wait for Hellos. The wait begins when all kinds of objects have been listed.
         let mut hellos_until = None;
         loop {
             let mut waits_until = None;
@@ -68,7 +68,7 @@ impl Composer {
                 self.composition.set_neighbours(&self.neighbours_rx.borrow_and_update());
                 self.composition.apply(changes);
                 // A node that is missing in the first snapshot would lose connections that the kernel spreads to it.
-                let hellos_until = *hellos_until.get_or_insert_with(|| Instant::now() + FIRST_HELLOS);
+                let hellos_until = *hellos_until.get_or_insert_with(|| Instant::now() + FIRST_HELLOS_TIMEOUT);
                 let is_waiting = Instant::now() < hellos_until && !self.composition.has_heard_all();
                 waits_until = is_waiting.then_some(hellos_until);
                 self.send(is_waiting);
@@ -248,7 +248,7 @@ mod tests {
                 .expect("in time")
                 .expect("a snapshot")
                 .clone();
-            assert!(began.elapsed() >= FIRST_HELLOS, "n3 is missing");
+            assert!(began.elapsed() >= FIRST_HELLOS_TIMEOUT, "n3 is missing");
             let peers = |known: &dataplane::Snapshot| {
                 known.links.values().flat_map(|link| link.peers.keys().cloned()).collect::<Vec<_>>()
             };
@@ -257,7 +257,7 @@ mod tests {
             let knows =
                 |known: &Option<Arc<dataplane::Snapshot>>| known.as_deref().is_some_and(|k| peers(k).len() == 2);
             timeout(SOON, dataplane_rx.wait_for(knows)).await.expect("in time").expect("a snapshot");
-            assert!(began.elapsed() < 2 * FIRST_HELLOS, "the second snapshot does not wait");
+            assert!(began.elapsed() < 2 * FIRST_HELLOS_TIMEOUT, "the second snapshot does not wait");
         };
         tokio::select! {
             ended = running => panic!("{ended:?}"),

@@ -1,9 +1,9 @@
-//! The snapshots of the dataplane and the speaker, kept up to date at the cost of each change. Pure: changes in,
+//! The snapshots of the dataplane and the speaker, kept up to date with each change of an object. Pure: changes in,
 //! snapshots out.
 //!
-//! In a cluster of 30,000 Services a thousand endpoints may change in a second, so no change may visit all Services.
-//! Each snapshot equals one that is composed from scratch, and shares with the previous one all parts that did not
-//! change.
+//! In a cluster of 30,000 Services a thousand endpoints may change in a second, so a change of endpoints must not visit
+//! all Services. Each snapshot equals one that is composed from scratch, and shares with the previous one all parts
+//! that did not change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -21,15 +21,15 @@ use model::cluster::Change;
 use model::eligibility::Eligibility;
 use speaker::Neighbours;
 
-/// The cluster and the snapshots made of it.
+/// The cluster, and the snapshots that are composed from it.
 #[derive(Debug)]
 pub(crate) struct Composition {
-    /// The observed objects, without Services that are no load balancers, and without records that are being deleted.
+    /// The observed objects. They include only Services that are load balancers, and no record that is being deleted.
     cluster: Cluster,
     /// The nodes that the speaker has heard on each link; `None` if no speaker runs.
     neighbours: Option<Neighbours>,
-    /// The options that most Services have.
-    usual: Arc<ServiceOptions>,
+    /// The options of a Service that specifies none. Most Services share them.
+    default_options: Arc<ServiceOptions>,
     /// Dead nodes and reply paths are set by the owner of this composition.
     pub(super) dataplane: dataplane::Snapshot,
     eligibility: Eligibility,
@@ -37,13 +37,13 @@ pub(crate) struct Composition {
 }
 
 impl Composition {
-    /// An empty cluster, seen from `node`. `backend` is the default for Services; `count_traffic` turns traffic counters
-    /// on.
+    /// A composition of no objects, for `node`. `backend` is the default for Services. `count_traffic` turns traffic
+    /// counters on.
     pub(crate) fn new(node: &str, backend: Backend, count_traffic: bool) -> Self {
         Self {
             cluster: Cluster::default(),
             neighbours: None,
-            usual: Arc::default(),
+            default_options: Arc::default(),
             dataplane: dataplane::Snapshot {
                 node: node.to_owned(),
                 backend,
@@ -55,7 +55,7 @@ impl Composition {
         }
     }
 
-    /// Whether the cluster has the node from which it is seen.
+    /// Whether the cluster has the node of this composition.
     pub(super) fn has_own_node(&self) -> bool {
         self.cluster.nodes().contains_key(&self.dataplane.node)
     }
@@ -107,18 +107,20 @@ impl Composition {
         }
     }
 
-    /// Updates the entries of these Services with their options. A Service that does not exist loses its entry.
+    /// Updates the entries of these Services, with their options. Removes the entry of a Service that no longer exists.
     fn set_options(&mut self, services: &BTreeSet<Key>) {
-        let some_are_unspread = self.cluster.pools().values().any(|pool| !pool.spread);
+        let some_pool_disables_spreading = self.cluster.pools().values().any(|pool| !pool.spread);
         for key in services {
             let Some(object) = self.cluster.services().get(key) else {
                 self.dataplane.services.remove(key);
                 continue;
             };
-            let no_spreading = object.spread_disabled || some_are_unspread && self.is_in_unspread_pool(key);
+            let no_spreading =
+                object.spread_disabled || some_pool_disables_spreading && self.pool_disables_spreading(key);
             let new = service_options(object, no_spreading);
             let known = self.dataplane.services.get(key);
-            let old = known.map(|known| &known.options).into_iter().chain([&self.usual]).find(|old| ***old == new);
+            let old =
+                known.map(|known| &known.options).into_iter().chain([&self.default_options]).find(|old| ***old == new);
             let options = old.cloned().unwrap_or_else(|| Arc::new(new));
             let is_known =
                 known.is_some_and(|known| Arc::ptr_eq(&known.object, object) && Arc::ptr_eq(&known.options, &options));
@@ -129,16 +131,16 @@ impl Composition {
         }
     }
 
-    /// Whether a Service has an address of a pool whose packets are not spread.
-    fn is_in_unspread_pool(&self, service: &Key) -> bool {
+    /// Whether a Service holds an address of a pool that disables spreading.
+    fn pool_disables_spreading(&self, service: &Key) -> bool {
         let records = self.cluster.addresses_of(service).filter_map(|lb_ip| self.cluster.records().get(&lb_ip));
         let mut pools = records.filter_map(|record| self.cluster.pools().get(&*record.pool));
         pools.any(|pool| !pool.spread)
     }
 }
 
-/// Turns a change of a Service that is no load balancer, or of a record that is being deleted, into the removal of the
-/// object: an agent treats such an object as if it did not exist.
+/// Turns the change of an object that an agent does not use into the removal of the object. An agent uses only Services
+/// that are load balancers, and no record that is being deleted.
 fn only_in_use(change: Change) -> Change {
     match change {
         Change::Service(key, after) => Change::Service(key, after.filter(|service| service.is_load_balancer)),
@@ -163,10 +165,13 @@ pub(super) fn reply_links(network: &NodeNetworkSpec, snapshot: &dataplane::Snaps
     }
 }
 
-/// The links on which this node can re-send frames, and the nodes on each. Another node is on a link if both nodes have
-/// an address of the same network there, and if the speaker heard the other node there from the MAC address in its
-/// NodeNetwork. The network alone is no proof, since separate links may use the same one. Without `neighbours` (no
-/// speaker runs), a common network suffices.
+/// The links on which this node can re-send frames, and the nodes on each. Another node is on a link under two
+/// conditions:
+///
+/// - Both nodes have an address of the same network there.
+/// - The speaker heard the other node there, from the MAC address in the NodeNetwork of that node. The network alone is
+///   no proof, because separate LANs may use the same network. Without `neighbours` (no speaker runs), the first
+///   condition suffices.
 fn links(node: &str, cluster: &Cluster, neighbours: Option<&Neighbours>) -> BTreeMap<LinkName, Link> {
     let (nodes, peer_links) = (cluster.nodes(), cluster.peer_links());
     let mut links = BTreeMap::new();

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 use crate::config::API_TIMEOUT;
 
-/// The watched kinds.
+/// The stores of the kinds that the agent watches.
 #[derive(Clone)]
 pub(crate) struct Stores {
     pub(crate) services: Store<crds::Key, crds::Service>,
@@ -32,7 +32,7 @@ pub(crate) struct Stores {
 ///
 /// The first snapshot waits for the first list. Until then, the kernel keeps spreading frames as before the start of
 /// the agent. A snapshot without these links would stop the spreading and break connections. If the list does not
-/// arrive (the role may not permit it), the agent gives up after [`API_TIMEOUT`]: it spreads nothing.
+/// arrive (the role may not permit it), the agent gives up after [`API_TIMEOUT`], and spreads nothing until it arrives.
 #[derive(Clone)]
 pub(crate) struct PeerLinkStore {
     pub(crate) store: Store<String, crds::PeerLinks>,

@@ -1,4 +1,4 @@
-//! The incremental composition equals one from scratch.
+//! Tests that the incremental composition equals one from scratch.
 
 mod oracle;
 mod parts;
@@ -67,7 +67,7 @@ fn put_in<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, Arc<V>>, key: K, value: Op
     }
 }
 
-fn service(n: u8, (is_load_balancer, is_local, unspread, uid): (bool, bool, bool, u8)) -> Service {
+fn service(n: u8, (is_load_balancer, is_local, disables_spreading, uid): (bool, bool, bool, u8)) -> Service {
     let object = json!({
         "metadata": {
             "namespace": "default",
@@ -82,7 +82,7 @@ fn service(n: u8, (is_load_balancer, is_local, unspread, uid): (bool, bool, bool
     Service {
         is_load_balancer,
         traffic_policy,
-        spread_disabled: unspread,
+        spread_disabled: disables_spreading,
         affinity: (uid == 1).then_some(60),
         ..service
     }
@@ -206,8 +206,8 @@ fn follow(composition: &mut Composition, before: &World, after: &World) {
     composition.apply(after.observed.changes_since(&before.observed));
 }
 
-/// A world with an object of each kind.
-fn whole() -> World {
+/// A world with an object of each kind except L2Advertisement.
+fn populated_world() -> World {
     let mut world = World::default();
     for step in [
         Step::Service(0, Some((true, false, false, 0))),
@@ -228,14 +228,14 @@ fn whole() -> World {
 proptest! {
     #[test]
     fn incremental_composition_equals_one_from_scratch(
-        starts_whole: bool,
+        starts_populated: bool,
         batches in vec(vec(step(), 1..6), 1..12),
     ) {
         let mut before = World::default();
         before.observed.neighbours = Some(Neighbours::default());
         let mut composition = Composition::new(NODE, Backend::Endpoints, false);
-        if starts_whole {
-            let first = whole();
+        if starts_populated {
+            let first = populated_world();
             follow(&mut composition, &before, &first);
             before = first;
         }
@@ -253,7 +253,7 @@ proptest! {
 
 #[test]
 fn unchanged_parts_are_shared_with_the_previous_snapshot() {
-    let before = whole();
+    let before = populated_world();
     let mut composition = Composition::new(NODE, Backend::Endpoints, false);
     follow(&mut composition, &World::default(), &before);
     let (dataplane, speaker) = (composition.dataplane.clone(), composition.speaker.clone());
@@ -268,7 +268,7 @@ fn unchanged_parts_are_shared_with_the_previous_snapshot() {
 
 #[test]
 fn composition_knows_when_all_neighbours_were_heard() {
-    let mut world = whole();
+    let mut world = populated_world();
     world.apply(Step::Node(2, Some((false, false, 0))));
     world.apply(Step::PeerLinks(2, Some(0)));
     let mut composition = Composition::new(NODE, Backend::Endpoints, false);

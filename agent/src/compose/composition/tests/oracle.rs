@@ -94,7 +94,7 @@ pub(super) fn snapshots(
     let slices: SharedMap<Key, Slices> = slices.into_iter().map(|(key, slices)| (key, slices.into())).collect();
     addresses.retain(|_, record| !record.deleting);
     let holders = |record: &Record| -> Arc<[Holder]> { record.holders.clone().into() };
-    let unspread = unspread(&addresses, &pools);
+    let unspread = holders_without_spreading(&addresses, &pools);
     let dataplane = dataplane::Snapshot {
         node: node.to_owned(),
         dead,
@@ -118,12 +118,15 @@ pub(super) fn snapshots(
     (dataplane, speaker::Snapshot { node_addresses, addresses: eligibility.policies().clone() })
 }
 
-/// The Services that hold an address of a pool with spreading disabled.
-fn unspread(addresses: &BTreeMap<IpAddr, Arc<Record>>, pools: &BTreeMap<String, Arc<PoolSettings>>) -> BTreeSet<Key> {
+/// The Services that hold an address of a pool that disables spreading.
+fn holders_without_spreading(
+    addresses: &BTreeMap<IpAddr, Arc<Record>>,
+    pools: &BTreeMap<String, Arc<PoolSettings>>,
+) -> BTreeSet<Key> {
     if pools.values().all(|pool| pool.spread) {
         return BTreeSet::new();
     }
-    let is_unspread = |record: &&Arc<Record>| pools.get(&*record.pool).is_some_and(|pool| !pool.spread);
-    let holders = addresses.values().filter(is_unspread).flat_map(|record| &record.holders);
+    let disables_spreading = |record: &&Arc<Record>| pools.get(&*record.pool).is_some_and(|pool| !pool.spread);
+    let holders = addresses.values().filter(disables_spreading).flat_map(|record| &record.holders);
     holders.map(Holder::service).collect()
 }

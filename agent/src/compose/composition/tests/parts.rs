@@ -133,7 +133,7 @@ fn reply_links_exclude_pod_links_and_unused_families() {
 }
 
 #[test]
-fn frames_are_re_sent_to_heard_nodes_of_the_network() {
+fn links_have_only_heard_nodes_of_the_same_network() {
     let link = |name: &str, mac: &str, network: &str| PeerLink {
         name: name.into(),
         mac: mac.into(),
