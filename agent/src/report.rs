@@ -1,5 +1,5 @@
-//! Writes the report of this node to the status of each LoadBalancerIP. It contains the announcements of the address by
-//! this node, how this node forwards packets, and the host that uses the address too.
+//! Writes the report of this node to the status of each LoadBalancerIP. The report has the announcements of the address
+//! by this node, how this node forwards packets, and the host that causes a conflict, if there is one.
 //!
 //! ```text
 //!   announcements, conflicts, forwarding, gaps --+
@@ -36,17 +36,19 @@ use crate::config::API_TIMEOUT;
 use difference::{Difference, NodeState, Pacer, differences};
 
 /// The number of writes in progress at once. A node that takes over thousands of addresses reports them within seconds,
-/// and leaves the API server capacity for others.
+/// and leaves the API server capacity for other clients.
 const WRITES_AT_ONCE: usize = 16;
 
-/// If there are more differences than this, addresses have just moved. The reporter then waits for [`BURST_PAUSE`], in
-/// which the speaker sends most of its announcements.
+/// If there are more differences than this, many addresses have just moved. The reporter then waits for
+/// [`BURST_PAUSE`].
 const BURST: usize = 100;
+
+/// The time in which the speaker sends most of its announcements after a burst of moves.
 const BURST_PAUSE: Duration = Duration::from_secs(1);
 
-/// The minimum time from one comparison to the next: this time, plus the same time for each thousand addresses. A
-/// comparison visits all addresses, which takes milliseconds for thousands. While many addresses move, the speaker
-/// needs the CPU.
+/// The minimum time from one comparison to the next: this time, and again this time for every [`ADDRESSES_PER_PAUSE`]
+/// addresses. A comparison visits all addresses, and takes milliseconds for thousands of them. While many addresses
+/// move, the speaker needs the CPU.
 const COMPARISON_PAUSE: Duration = Duration::from_millis(100);
 const ADDRESSES_PER_PAUSE: usize = 1000;
 
@@ -86,7 +88,7 @@ impl Reporter {
         }
     }
 
-    /// The number of records, and what differs between them and this node's state.
+    /// Returns the number of records, and the differences between them and this node's state.
     fn compare(&mut self) -> (usize, Vec<(IpAddr, Difference)>) {
         let announcements = self.announcements_rx.borrow_and_update().clone();
         let conflicts = self.conflicts_rx.borrow_and_update().clone();
@@ -101,7 +103,7 @@ impl Reporter {
         (records.len(), differences(&state, &records))
     }
 
-    /// Returns when something has changed, at the latest at `deadline`.
+    /// Waits until an input changes, but at most until `deadline`.
     async fn wait_for_change(&mut self, listener: &mut Listener, deadline: Option<Instant>) {
         let sender_exists = tokio::select! {
             () = listener.wait() => true,
@@ -118,7 +120,7 @@ impl Reporter {
         }
     }
 
-    /// Writes all differences. Returns the addresses whose write must be tried again.
+    /// Writes all differences. Returns the addresses whose write must be repeated.
     async fn write_all(&self, differences: Vec<(IpAddr, Difference)>) -> Vec<IpAddr> {
         let writes = futures::stream::iter(differences).map(|(lb_ip, difference)| async move {
             let is_done = self.write(lb_ip, &difference).await;
@@ -127,7 +129,7 @@ impl Reporter {
         writes.buffer_unordered(WRITES_AT_ONCE).filter_map(std::future::ready).collect().await
     }
 
-    /// Returns whether the write is done, or no longer needed.
+    /// Writes one difference. Returns false if the write must be repeated.
     async fn write(&self, lb_ip: IpAddr, difference: &Difference) -> bool {
         let addresses: Api<LoadBalancerIP> = Api::all(self.client.clone());
         let (name, params, patch) =
@@ -151,7 +153,7 @@ impl Reporter {
     }
 }
 
-/// The pause after a comparison with this number of records.
+/// The minimum time from a comparison with this number of records to the next comparison.
 fn comparison_pause(records: usize) -> Duration {
     COMPARISON_PAUSE * u32::try_from(1 + records / ADDRESSES_PER_PAUSE).unwrap_or(u32::MAX)
 }

@@ -1,5 +1,6 @@
-//! What to write to the status of LoadBalancerIPs, and when: this node's state and the records → [`Difference`]s →
-//! [`Pacer`] → those that may be written now. Pure.
+//! Decides which differences to write to the status of LoadBalancerIPs, and when. Pure.
+//!
+//! This node's state and the records → [`Difference`]s → [`Pacer`] → the differences that may be written now.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -33,7 +34,7 @@ pub(super) struct NodeState<'a> {
     pub(super) gaps: &'a BTreeSet<Gap>,
 }
 
-/// What to write for one address. Fields that are `None` stay as they are.
+/// The fields of the status to write for one address. A field that is `None` stays as it is.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Difference {
     resource_version: ResourceVersion,
@@ -98,12 +99,12 @@ fn changed_announcers(node: &str, own: &[Announcer], record: &Record) -> (Option
     let written: Vec<_> = record.announcers.iter().filter(|announcer| announcer.node == node).collect();
     let others = || record.announcers.iter().filter(|other| other.node != node);
     let pairs = || own.iter().zip(&written);
-    // After a restart with the same epoch, the written `since` stays: that of `own` is not before the start of this
-    // process.
+    // After a restart with the same epoch, the written `since` stays. The `since` of `own` would be later, because it
+    // is never before the start of this process.
     let is_same_place = |(a, b): (&Announcer, &&Announcer)| (&a.link, a.epoch) == (&b.link, b.epoch);
     let is_same_reach = |(a, b): (&Announcer, &&Announcer)| (a.reach, &a.unforwarded) == (b.reach, &b.unforwarded);
     // Just before a node notices that it has lost the address, it may write its entry again. If the node then ends, it
-    // does not remove this entry.
+    // does not remove this entry. So the node that took the address over removes it.
     let is_late = |other: &Announcer| own.iter().any(|own| has_moved_from(own, other));
     if own.len() == written.len() && pairs().all(is_same_place) && !record.announcers.iter().any(is_late) {
         if pairs().all(is_same_reach) {
@@ -112,8 +113,8 @@ fn changed_announcers(node: &str, own: &[Announcer], record: &Record) -> (Option
         let own = pairs().map(|(own, written)| Announcer { since: written.since.clone(), ..own.clone() });
         return (Some(own.chain(others().cloned()).collect()), true);
     }
-    // Of two entries, the one with the greater epoch has taken the address over. If their epochs are equal, the one
-    // with the later `since` has. Links are not compared: the same LAN may have another name on another node.
+    // Of two entries, the one with the greater epoch has taken the address over. If the epochs are equal, the later
+    // `since` decides. Links are not compared, because the link to a LAN may have another name on each node.
     let is_taken = |other: &Announcer| own.iter().any(|own| (own.epoch, own.since.0) > (other.epoch, other.since.0));
     let others = others().filter(|other| !is_taken(other) && !is_late(other));
     (Some(own.iter().chain(others).cloned().collect()), false)
@@ -125,8 +126,8 @@ fn has_moved_from(own: &Announcer, other: &Announcer) -> bool {
     is_predecessor && own.link == other.link && own.epoch > other.epoch
 }
 
-/// The conflicts of an address, if they differ from the record: the `observed` one of this node, and those of other
-/// nodes that `stays` accepts.
+/// The conflicts of an address, if they differ from the record. They are the conflict that this node has `observed`,
+/// and the conflicts of other nodes for which `stays` is true.
 fn changed_conflicts(
     node: &str,
     observed: Option<&Conflict>,
@@ -196,11 +197,11 @@ fn move_entry(moved: &Move) -> Takeover {
     Takeover { from: moved.from.as_str().into(), cause: moved.cause.as_str().into(), took_milliseconds }
 }
 
-/// The minimum time between two writes of one part for one address. If two hosts use the address, the observed host may
-/// change with each frame; and the reach changes with the endpoints, which may change continuously.
+/// The minimum time between two writes of the same [`Part`] of a status. If two hosts use the address, the conflict may
+/// change with each frame. The reach may change with each change of endpoints.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// A volatile part of a status.
+/// A part of the status of an address that may change many times per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Part {
     Conflicts,
@@ -208,7 +209,7 @@ enum Part {
     Reach,
 }
 
-/// Admits at most one write for each part of an address in each pause.
+/// Admits at most one write of each [`Part`] of a status in [`PAUSE`].
 #[derive(Debug, Default)]
 pub(super) struct Pacer {
     written: BTreeMap<(IpAddr, Part), Instant>,

@@ -149,7 +149,7 @@ fn a_late_entry_of_the_predecessor_is_removed() {
     let (announcements, conflicts, forwarding) = Default::default();
     let mine = own_announcer(&state(&announcements, &conflicts, &forwarding), &announcement, &record(&[], &[]));
     let on_eth1 = Announcer { link: "eth1".into(), ..entry("other", 3) };
-    // The entries that stay have a later epoch, another link, or another node than the predecessor.
+    // An entry stays if its epoch is greater, its link is another one, or its node is not the predecessor.
     for (written, stays) in
         [(entry("other", 3), false), (entry("other", 5), true), (on_eth1, true), (entry("third", 3), true)]
     {
@@ -223,7 +223,7 @@ fn a_patch_has_only_differences_and_its_base_version() {
 }
 
 #[test]
-fn each_part_of_a_status_is_admitted_once_per_pause() {
+fn each_part_is_written_at_most_once_per_pause() {
     let mut pacer = Pacer::default();
     let now = Instant::now();
     let [one, other] = [200, 201].map(|last| IpAddr::from([192, 0, 2, last]));
