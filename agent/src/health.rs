@@ -1,13 +1,13 @@
 //! Answers health checks at the `healthCheckNodePort` of Services, unless another proxy on this node answers them.
 //!
 //! A load balancer in front of the cluster checks whether each node has endpoints of a Service with
-//! `externalTrafficPolicy: Local`. kube-proxy answers for every Service that it does not ignore, in the same format as
-//! here. On a cluster without kube-proxy this is the only answer.
+//! `externalTrafficPolicy: Local`. kube-proxy, if it runs, answers in the same format, except for the Services that it
+//! ignores. Without another proxy, only this agent answers.
 //!
-//! One task checks every [`CHECK_PERIOD`] at which ports to answer, and each of these ports has a task that answers.
-//! kube-proxy is detected by its own health port, to which no request is sent. Any other proxy is detected because it
-//! has taken the port of the Service. So a port is opened here only if it is still free at the second check. Dropping
-//! the future closes all ports.
+//! Every [`CHECK_PERIOD`] one task decides at which ports to answer. Each of these ports has a task of its own. The
+//! agent detects kube-proxy by the listener on kube-proxy's health port, without a request. It detects any other proxy
+//! because that proxy has taken the port of the Service. So the agent opens a port only if the port is still free at
+//! the second check. Dropping the future closes all ports.
 
 mod kube_proxy;
 mod listener;
@@ -30,14 +30,14 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use listener::LimitedListener;
 
-/// How often to check which ports are needed, and whether kube-proxy runs.
+/// The time between two checks of which ports are needed, and of whether kube-proxy runs.
 const CHECK_PERIOD: Duration = Duration::from_secs(2);
 
 /// The shortest time between two updates of the answers. The cluster may cause thousands of updates per second.
 const UPDATE_PERIOD: Duration = Duration::from_millis(250);
 
-/// The number of checks after which a port that no other proxy has taken is opened here.
-const CHECKS_BEFORE_OPENING: u8 = 2;
+/// The agent opens a needed port at this check, if no other proxy has taken the port by then.
+const OPENING_CHECK: u8 = 2;
 
 /// The number of local endpoints, in a header, as kube-proxy sends it.
 const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
@@ -55,10 +55,10 @@ pub(crate) async fn serve(mut snapshot_rx: watch::Receiver<Option<Arc<dataplane:
     let mut kube_proxy_runs = false;
     loop {
         tokio::select! {
-            // Answers follow a new snapshot within UPDATE_PERIOD, the set of open ports with the next check.
+            // The answers follow a new snapshot within UPDATE_PERIOD. The set of open ports follows at the next check.
             answers = next_answers(&mut snapshot_rx, &mut updates) => drop(answers_tx.send_replace(answers?)),
             _ = checks.tick() => {
-                // Without a port to answer at, kube-proxy does not matter.
+                // If no port is needed, it does not matter whether kube-proxy runs.
                 kube_proxy_runs = !answers_tx.borrow().is_empty() && kube_proxy::is_running(kube_proxy_runs);
                 ports.check(kube_proxy_runs).await;
             }
@@ -66,7 +66,7 @@ pub(crate) async fn serve(mut snapshot_rx: watch::Receiver<Option<Arc<dataplane:
     }
 }
 
-/// The answers after the next snapshot, at the earliest with the next tick of `updates`. Cancel safe.
+/// Returns the answers for the next snapshot, but not before the next tick of `updates`. Cancel safe.
 async fn next_answers(
     snapshot_rx: &mut watch::Receiver<Option<Arc<dataplane::Snapshot>>>,
     updates: &mut Interval,
@@ -80,7 +80,7 @@ async fn next_answers(
 struct Ports {
     answers_rx: watch::Receiver<Answers>,
     open: BTreeMap<u16, AbortHandle>,
-    /// The number of checks for which each port has been needed.
+    /// For each needed port, the number of checks at which it was needed without interruption.
     checks: BTreeMap<u16, u8>,
     tasks: JoinSet<()>,
 }
@@ -108,7 +108,7 @@ impl Ports {
         for (&port, health) in answers.iter().filter(|(port, _)| is_needed(port)) {
             let checks = self.checks.entry(port).or_default();
             *checks = checks.saturating_add(1);
-            if self.open.contains_key(&port) || *checks < CHECKS_BEFORE_OPENING {
+            if self.open.contains_key(&port) || *checks < OPENING_CHECK {
                 continue;
             }
             match LimitedListener::bind(port).await {
@@ -120,7 +120,7 @@ impl Ports {
                 }
                 // Another proxy answers here.
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
-                Err(error) if *checks == CHECKS_BEFORE_OPENING => {
+                Err(error) if *checks == OPENING_CHECK => {
                     let service = &health.service;
                     tracing::warn!(port, %service, %error, "cannot answer health checks; trying again");
                 }
@@ -170,14 +170,14 @@ mod tests {
         answer
     }
 
-    /// A port that was free when this returned.
+    /// A port that was free at the time of this call.
     fn free_port() -> u16 {
         let taken = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind");
         taken.local_addr().expect("an address").port()
     }
 
     #[tokio::test]
-    async fn a_port_is_open_while_kube_proxy_does_not_run() {
+    async fn a_port_is_closed_while_kube_proxy_answers_there() {
         let port = free_port();
         let health = |count| {
             let health = HealthCheck { service: Key::new("default", "web"), local_endpoints: count, ours_alone: false };

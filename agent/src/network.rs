@@ -7,7 +7,7 @@
 //!
 //! Two futures joined by a watch channel: [`watch_kernel`] lists the routes again after each burst of changes, and
 //! [`write_changes`] writes the object if it differs. Nothing is written while nothing changes. The Node owns the
-//! object, so it is deleted with the Node.
+//! NodeNetwork, so Kubernetes deletes both together.
 //!
 //! Cancel safe: the next start reads the state again.
 
@@ -38,7 +38,7 @@ use crate::config::API_TIMEOUT;
 /// Our name in `metadata.managedFields`.
 const FIELD_MANAGER: &str = "landfall-node";
 
-/// How long to wait for the end of a burst of changes: a link that comes up gets addresses and routes, too.
+/// The time to wait for the end of a burst of changes: a link that comes up gets addresses and routes, too.
 const SETTLE: Duration = Duration::from_millis(500);
 
 /// The pause after a list of the routes, as a multiple of the time that the list took. So lists take at most 1 % of a
@@ -143,7 +143,7 @@ async fn write_changes(
     }
 }
 
-/// Creates or patches the NodeNetwork of `node`, if it differs.
+/// Creates the NodeNetwork of `node` if it is missing, and patches it if it differs from `spec`.
 async fn write(client: &Client, node: &str, spec: &NodeNetworkSpec) -> kube::Result<()> {
     let networks = Api::<NodeNetwork>::all(client.clone());
     let existing = networks.get_opt(node).await?;
@@ -190,7 +190,7 @@ mod tests {
     use serde_json::Value;
     use std::sync::{Arc, Mutex};
 
-    /// How long a change may take from the kernel to the channel.
+    /// The longest time that a change may take from the kernel to the channel.
     const SOON: Duration = Duration::from_secs(20);
 
     fn spec(links: &[(&str, &[&str])], gateways: &[&str]) -> NodeNetworkSpec {
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_network_is_written_again_only_when_changed_or_deleted() {
+    async fn only_a_changed_or_deleted_network_is_written_again() {
         let server = Server::default();
         let (network_tx, network_rx) = watch::channel(None);
         let owners = json!([{"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "u-n1"}]);

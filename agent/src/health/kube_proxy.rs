@@ -13,8 +13,8 @@ const PORT: u16 = 10256;
 /// The state of a listening socket in `/proc/net/tcp`.
 const LISTENS: &str = "0A";
 
-/// Whether kube-proxy runs now. `before`: whether it ran at the last check. Reading the kernel's table of sockets takes
-/// milliseconds, so it is read only when the port has just been taken.
+/// Whether kube-proxy runs now. `before`: whether it ran at the last check. Reading the kernel's tables of sockets
+/// takes milliseconds. So they are read only if the port is taken, and kube-proxy did not run before.
 pub(super) fn is_running(before: bool) -> bool {
     is_taken(PORT) && (before || ["/proc/net/tcp", "/proc/net/tcp6"].into_iter().any(has_listener_in))
 }
@@ -23,11 +23,11 @@ fn has_listener_in(path: &str) -> bool {
     File::open(path).is_ok_and(|table| has_listener(BufReader::new(table), PORT))
 }
 
-/// Whether `port` is taken on any address of this node, by a listener or by the local end of a connection.
+/// Whether `port` is taken on any address of this node: by a listener, or by the local end of an outgoing connection.
 fn is_taken(port: u16) -> bool {
     let bind = |socket: io::Result<TcpSocket>, address: IpAddr| {
         let socket = socket?;
-        // With this option, accepted connections that have outlived their listener do not count.
+        // With this option, the port is free for the kernel if only accepted connections of a former listener use it.
         socket.set_reuseaddr(true)?;
         socket.bind((address, port).into())
     };
@@ -37,7 +37,7 @@ fn is_taken(port: u16) -> bool {
 }
 
 /// Whether a socket of this table listens at `port`. `/proc/net/tcp` has listening sockets before all others
-/// (Documentation/networking/proc_net_tcp.rst), of which there may be a hundred thousand.
+/// (Documentation/networking/proc_net_tcp.rst). The others may be a hundred thousand, so they are not read.
 fn has_listener(table: impl BufRead, port: u16) -> bool {
     let sockets = table.lines().skip(1).map_while(Result::ok);
     let mut listening = sockets.map_while(|line| {

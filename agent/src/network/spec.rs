@@ -6,11 +6,11 @@ use std::net::IpAddr;
 use crds::node_network::{NodeLink, NodeNetworkSpec};
 use netlink::links::{Link, Links, is_link_local};
 
-/// The maximal number of links, and of gateways, in the definition of NodeNetwork.
+/// The maximal number of links, and also of gateways, in the definition of NodeNetwork.
 const MAX_ITEMS: usize = 256;
 
-/// The spec of this node. Its links have the node's own addresses, except IPv6 link-local ones, which no pool contains.
-/// MAC addresses are included only if other nodes may re-send frames to this node.
+/// The spec of this node. The links have all their addresses except IPv6 link-local ones, which no pool contains. MAC
+/// addresses are included only if other nodes may re-send frames to this node.
 pub(super) fn for_network(links: &Links, gateways: &BTreeSet<IpAddr>, accepts_frames: bool) -> NodeNetworkSpec {
     let node_link = |link: &Link| {
         let nets = link.addresses.iter().chain(&link.unusable).filter(|net| !is_link_local(&net.addr()));
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn the_spec_does_not_depend_on_the_order_of_messages() {
+    fn messages_in_any_order_give_the_same_spec() {
         let up = LinkFlags::Up | LinkFlags::LowerUp;
         let hop = |text: &str| {
             let mut hop = RouteNextHop::default();
