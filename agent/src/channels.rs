@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use crate::keys::{KeysInUse, SecretState};
 
-/// Sends a value that differs from the last one.
+/// Sends `value` if it differs from the last value sent.
 pub(crate) fn send_if_new<T: PartialEq>(value_tx: &watch::Sender<T>, value: T) {
     value_tx.send_if_modified(|last| {
         let is_new = *last != value;

@@ -16,12 +16,13 @@ pub struct Config {
     /// Whether Landfall's dataplane forwards packets, with nftables. Otherwise another proxy on the node must forward
     /// them.
     pub forwards: bool,
-    /// Whether an announcing node re-sends frames to the nodes with endpoints, which then see the client's address.
+    /// Whether an announcing node re-sends frames to the nodes with endpoints, so that endpoints see the client's
+    /// address.
     pub spread: bool,
     /// Default backend for Services without the annotation `landfall.dev/backend`.
     pub backend: Backend,
-    /// The bits of packet marks and connection marks that select the link of a reply: the link of its request. `None`:
-    /// replies follow the node's routes.
+    /// The bits of packet marks and connection marks that store the link of a request. The reply leaves by that link.
+    /// `None`: replies follow the node's routes.
     pub return_mark: Option<Mask>,
     /// Whether packets and bytes are counted for each Service.
     pub count_traffic: bool,

@@ -1,4 +1,5 @@
-//! The identifiers of this cluster and of this start of the agent: other clusters and earlier starts have others.
+//! The identifiers of this cluster and of this start of the agent. They distinguish the cluster from other clusters,
+//! and the start from earlier ones.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
@@ -11,32 +12,36 @@ use tokio::time::sleep;
 
 use crate::config::API_TIMEOUT;
 
-/// The first and the longest pause between two requests. The agent can do nothing before the API server answers.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// The delay after the first failed request. It is short, because the agent can do nothing before the API server
+/// answers.
+const FIRST_DELAY: Duration = Duration::from_millis(100);
 
-/// The UID of the namespace `kube-system`, which every cluster has and keeps. Retries until the API server answers.
+/// The longest delay between two requests.
+const LONGEST_DELAY: Duration = Duration::from_secs(5);
+
+/// Returns the UID of the namespace `kube-system`. Every cluster has this namespace, and never replaces it. Repeats the
+/// request until it succeeds.
 pub(crate) async fn cluster_uid(client: &Client) -> String {
     let namespaces: Api<Namespace> = Api::all(client.clone());
-    let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+    let mut backoff = Backoff::new(FIRST_DELAY, LONGEST_DELAY);
     loop {
         match await_response(API_TIMEOUT, namespaces.get("kube-system")).await {
             Ok(namespace) => return namespace.metadata.uid.unwrap_or_default(),
             Err(error) => {
-                let (error, pause) = (error_chain(&error), backoff.fail());
+                let (error, delay) = (error_chain(&error), backoff.fail());
                 tracing::warn!(
                     error,
-                    retry_in = ?pause,
+                    retry_in = ?delay,
                     "cannot read the namespace kube-system, which identifies the cluster"
                 );
-                sleep(pause).await;
+                sleep(delay).await;
             }
         }
     }
 }
 
-/// A random number for this start of the agent. Peers forget the claims of an earlier incarnation.
+/// Returns a random number for this start of the agent. Peers forget the claims of an earlier incarnation.
 pub(crate) fn incarnation() -> u64 {
-    // The standard library seeds its hash maps at random, which saves a dependency.
+    // The random seed of hash maps in the standard library, which needs no dependency.
     RandomState::new().build_hasher().finish()
 }

@@ -17,9 +17,9 @@
 //! | [`compose`] | the snapshots of the dataplane and the speaker, from the observed objects |
 //! | [`report`] | writes announcers and conflicts to the status of LoadBalancerIPs |
 //! | [`network`] | writes this node's links and gateways to its NodeNetwork |
-//! | [`health`] | answers at `healthCheckNodePort`s |
+//! | [`health`] | answers health checks at the `healthCheckNodePort` of Services |
 //! | [`metrics`] | metrics for Prometheus, and readiness |
-//! | [`keys`] | the Secret that seals Hellos: read by agents, created and rotated by controllers |
+//! | [`keys`] | the Secret with the keys that seal Hellos: agents read it, controllers create and rotate it |
 //! | [`identity`] | the identifiers of this cluster and of this start of the agent |
 
 mod channels;

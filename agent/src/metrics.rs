@@ -1,8 +1,8 @@
 //! The state and the counters of an agent as metrics for Prometheus.
 //!
-//! The latest values of the agent's channels → text in the OpenMetrics format. This module stores no value: it reads
-//! them when `/metrics` is requested, and costs nothing in between. Labels have values from enums only, except the
-//! series of the busiest Services, so the number of series does not grow with the cluster.
+//! The latest values of the agent's channels → text in the OpenMetrics format. This module stores no values. It reads
+//! the channels when `/metrics` is requested, and costs nothing in between. The values of labels are those of enums,
+//! except in the series of the busiest Services. So the number of series does not grow with the cluster.
 
 mod exposition;
 mod traffic;
@@ -44,7 +44,7 @@ struct Sources {
     service_metrics: usize,
 }
 
-/// The metrics of one agent. Clones are handles on the same ones.
+/// The metrics of one agent. All clones read the same channels.
 #[derive(Clone)]
 pub struct Metrics {
     sources: Sources,
@@ -133,7 +133,7 @@ impl Sources {
         to.gauge("dead_nodes", "Dead nodes, which get no new connections", self.dead_rx.borrow().len())
     }
 
-    /// Reads the kernel's counters. If that fails, these series are missing this time.
+    /// Encodes the kernel's counters of Services. If they cannot be read, the response lacks these series.
     fn encode_services(&self, to: &mut Exposition<'_>) -> fmt::Result {
         let Some(snapshot) = self.dataplane_snapshot_rx.borrow().clone() else { return Ok(()) };
         match dataplane::read_kernel_counters() {
@@ -174,7 +174,7 @@ mod tests {
     use speaker::metrics::Cause;
     use std::time::Duration;
 
-    /// The channels of an agent with a dataplane of its own, and its metrics.
+    /// The channels of an agent that forwards with its own dataplane, and its metrics.
     fn agent() -> (Channels, Metrics) {
         let channels = Channels::default();
         channels.dead.send_replace(BTreeSet::from(["n2".to_owned()]));

@@ -1,9 +1,11 @@
 //! Starts the agent's tasks, and ends them.
 //!
-//! Tasks: one watch for each kind of object, the composer, the dataplane, the reply paths, the speaker, the report, the
-//! keys, the metrics, this node's NodeNetwork, and the answers to health checks. When one of them ends, [`run`] returns
-//! an error and the process ends: an agent that lacks one of its tasks is worse than no agent. Kubernetes starts it
-//! again, and the kernel keeps forwarding meanwhile.
+//! - Inputs: one watch for each kind of object, one for the Secret, and one for the links of this node.
+//! - Work: the composer, the dataplane, the reply paths, the keys, and the speaker.
+//! - Outputs: the report, this node's NodeNetwork, the metrics, and the answers to health checks.
+//!
+//! When one of these tasks ends, [`run`] returns an error and the process ends, because an agent without one of its
+//! tasks is worse than no agent. Kubernetes restarts the agent. The kernel keeps forwarding meanwhile.
 
 use std::convert::Infallible;
 use std::io;
@@ -38,7 +40,8 @@ type Tasks = JoinSet<Result<Infallible>>;
 
 /// Runs the agent until `stop` completes. `serve` gets the metrics; the future that it returns is one of the tasks.
 ///
-/// The kernel's tables stay when the agent stops, unless no LoadBalancerIP is left.
+/// When the agent stops, it removes its tables from the kernel only if no LoadBalancerIP is left. Otherwise the tables
+/// stay, and the kernel keeps forwarding.
 ///
 /// # Errors
 /// When one of the agent's tasks ends, and when the kernel's tables can't be removed.
@@ -52,7 +55,7 @@ where
     S: Future<Output = Infallible> + Send + 'static,
 {
     tokio::pin!(stop);
-    // Two clusters may share a LAN, so no Hello is sent before this cluster is known.
+    // Two clusters may share a LAN, so the agent sends no Hello before it knows the identifier of its cluster.
     let cluster = tokio::select! {
         cluster = cluster_uid(&client) => cluster,
         stop = &mut stop => return Ok(stop?),
@@ -82,7 +85,7 @@ where
         },
         stop = stop => stop?,
     }
-    // The speaker requests its peers to take over its addresses, so that they need not detect a dead peer first.
+    // The speaker requests that its peers take over its addresses. So they need not detect its death first.
     speaker.leave.notify_one();
     let is_uninstalled = timeout(STOP_TIMEOUT, async {
         let _ = speaker.left_rx.await;
@@ -98,14 +101,14 @@ where
     Ok(())
 }
 
-/// Whether Landfall is being removed from the cluster: no LoadBalancerIP is left. False without an answer from the API
-/// server.
+/// Whether Landfall is being removed from the cluster: no LoadBalancerIP is left. False if the API server does not
+/// answer.
 async fn is_uninstalled(client: &Client) -> bool {
     let addresses = Api::<LoadBalancerIP>::all(client.clone()).list(&ListParams::default().limit(1)).await;
     addresses.is_ok_and(|list| list.items.is_empty())
 }
 
-/// The clients, stores and channels that the tasks share.
+/// The client, the stores and the channels that the tasks share.
 struct Agent {
     client: Client,
     config: Config,
@@ -114,8 +117,9 @@ struct Agent {
     channels: Channels,
 }
 
-/// Stops the speaker.
+/// Stops the speaker, and waits until it has stopped.
 struct SpeakerHandle {
+    /// A notification makes the speaker withdraw its addresses and end.
     leave: Arc<Notify>,
     /// Completes when the speaker has withdrawn its addresses.
     left_rx: oneshot::Receiver<()>,
