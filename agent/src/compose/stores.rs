@@ -98,8 +98,8 @@ impl Stores {
         }
     }
 
-    /// The changes since the last call; `None` until every kind has been listed. Changes are returned once, so there
-    /// must be one caller.
+    /// The changes since the last call; `None` until every kind has been listed. Each change is returned once, so there
+    /// must be only one caller.
     pub(super) fn take_changes(&self) -> Option<impl Iterator<Item = Change> + use<>> {
         let Self { services, slices, nodes, pools, advertisements, records, peer_links } = self;
         let is_listed = services.is_listed()
