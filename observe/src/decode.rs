@@ -1,9 +1,11 @@
 //! Decodes the JSON of lists and watches.
 //!
 //! Text → typed objects, each decoded once. An object that cannot be decoded is returned as its metadata and the error,
-//! and does not affect other objects. (`DeserializeGuard` of kube first decodes each object into a tree and copies the
-//! tree. This is most of the cost of receiving a list.) Each object of a list stays text until it is decoded and passed
-//! on, so at most one of them is in memory with all its fields.
+//! and does not affect other objects. Each object of a list stays text until it is decoded and passed on. So at most
+//! one object is in memory with all its fields.
+//!
+//! `DeserializeGuard` of kube is not used, because it first decodes each object into a tree and copies the tree. That
+//! is most of the cost of receiving a list.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ListMeta, ObjectMeta};
 use kube::core::Status;

@@ -37,7 +37,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Waits for a change since the last return of this function. Cancel safe.
+    /// Waits until there is a change since this function last returned. Cancel safe.
     pub async fn wait(&mut self) {
         self.receiver.changed().await.expect("invariant: a listener holds its wake");
     }
@@ -63,7 +63,7 @@ impl<K: Ord + Clone, V: PartialEq> Store<K, V> {
     }
 
     /// Returns the changes since the last call: see [`Table::take_changes`]. `None` before the first complete list.
-    /// Changes are returned once, so there must be one caller.
+    /// Each change is returned once, so there must be only one caller.
     pub fn take_changes(&self) -> Option<Vec<Change<K, V>>> {
         let mut table = self.lock();
         table.is_synced().then(|| table.take_changes())

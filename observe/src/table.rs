@@ -4,12 +4,14 @@
 //! those of this process. The two inputs arrive in any relative order, and the table never goes back to an older state:
 //!
 //! - Versions of all objects of a kind can be compared (KEP-5504). The watch sends events in the order of versions. A
-//!   response with a version up to that of the last event is ignored: the watch has already sent the result of that
-//!   write, even if the object has since been deleted.
-//! - A response with a newer version is ahead of the watch. Its state stays in the table until the watch catches up;
-//!   older events in between are ignored.
-//! - An object that one of our writes deleted, identified by its UID, stays deleted; older events do not restore it.
-//! - A list replaces everything except the results of our writes that are newer than the list.
+//!   response is ignored if its version is at most that of the last event. The watch has then sent the result of that
+//!   write already, even if the object has been deleted since.
+//! - A response with a newer version is ahead of the watch. Its state stays in the table until the watch catches up.
+//!   Older events in between are ignored.
+//! - An object that one of our writes deleted stays deleted. The table knows the object by its UID, so older events do
+//!   not restore it.
+//! - A list replaces everything except the responses that arrived since the request for the list and have a newer
+//!   version than the list.
 //!
 //! Events and responses → the newest state of each object, and whether it changed. The result does not depend on the
 //! order of arrival.
@@ -66,7 +68,7 @@ pub struct Table<K, V> {
     /// A list that is being received.
     listing: Option<BTreeMap<K, Listed<V>>>,
     synced: bool,
-    /// Objects that changed since the last call of [`Table::take_changes`], with their state at that time.
+    /// Objects that changed since the last call of [`Table::take_changes`], with their state at that call.
     changed: BTreeMap<K, Option<Arc<V>>>,
 }
 
@@ -93,11 +95,11 @@ struct Deleted {
 struct Entry<V> {
     uid: InternedStr,
     version: ResourceVersion,
-    /// `None` if one of our writes changed the object to a state that Landfall ignores. The entry stays until the watch
-    /// catches up.
+    /// `None` if a response has a state of the object that Landfall ignores. The entry stays until the watch catches
+    /// up.
     value: Option<Arc<V>>,
-    /// Whether this is the response to one of our writes, and no list was requested since.
-    own: bool,
+    /// Whether this state is a response that arrived since the last request for a list.
+    is_response: bool,
 }
 
 impl Deleted {
@@ -158,14 +160,15 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
         differs
     }
 
-    /// Starts to receive a list. Must be called before the request is sent. A list that is being received is discarded.
+    /// Starts to receive a list. Must be called before the request is sent. A list that is still being received is
+    /// discarded.
     pub fn begin_list(&mut self) {
         self.listing = Some(BTreeMap::new());
-        // The list includes every write that was answered before the list was requested. So it replaces the results of
-        // these writes even if its version is lower. It is lower after the storage of the API server was restored from
-        // a backup.
+        // The list includes every write that was answered before the list was requested. So the list replaces the
+        // results of these writes even if the version of the list is lower. That happens after the storage of the API
+        // server was restored from a backup.
         for entry in self.entries.values_mut() {
-            entry.own = false;
+            entry.is_response = false;
         }
         for deleted in self.deleted.values_mut() {
             deleted.listed_since = true;
@@ -187,13 +190,13 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
         listing.insert(key, Listed { uid, version, content });
     }
 
-    /// Replaces the state by the complete list, which was taken at `version`. Returns whether the known state changed.
+    /// Replaces the state by the complete list, which has this `version`. Returns whether the known state changed.
     pub fn finish_list(&mut self, version: ResourceVersion) -> bool {
         let Some(listing) = self.listing.take() else { return false };
         let before = std::mem::take(&mut self.entries);
         let unreadable_before = std::mem::take(&mut self.unreadable);
-        // An entry stays only while the watch can still report the deletion. This is so if the list contains the
-        // object, or if the last version of the object is newer than the list.
+        // An entry stays only while the watch can still report the deletion: if the list contains the object, or if the
+        // last version of the object is newer than the list.
         self.deleted.retain(|key, deleted| {
             let listed = listing.get(key).is_some_and(|observation| observation.uid == deleted.uid);
             !deleted.listed_since && (listed || deleted.version > version)
@@ -212,11 +215,11 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
                     old?
                 }
             };
-            Some((key, Entry { uid, version, value: Some(value), own: false }))
+            Some((key, Entry { uid, version, value: Some(value), is_response: false }))
         };
         // A map that is collected at once has no spare capacity.
         self.entries = listing.into_iter().filter_map(entry).collect();
-        for (key, entry) in before.iter().filter(|(_, entry)| entry.own && entry.version > version) {
+        for (key, entry) in before.iter().filter(|(_, entry)| entry.is_response && entry.version > version) {
             self.unreadable.remove(key);
             let (uid, value) = (entry.uid.clone(), entry.value.clone());
             self.entries.insert(key.clone(), Entry { uid, value, ..*entry });
@@ -290,7 +293,7 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
         deleted.is_some_and(|deleted| deleted.is_after(&observation.uid, observation.version))
     }
 
-    fn insert(&mut self, observation: Observation<K, V>, own: bool) -> bool {
+    fn insert(&mut self, observation: Observation<K, V>, is_response: bool) -> bool {
         let Observation { key, uid, version, content } = observation;
         self.deleted.remove(&key);
         let old = self.get(&key).cloned();
@@ -303,7 +306,7 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
             Content::Unreadable => {
                 let differs = self.unreadable.insert(key.clone());
                 if let Some(entry) = self.entries.get_mut(&key) {
-                    (entry.version, entry.own) = (version, own);
+                    (entry.version, entry.is_response) = (version, is_response);
                 }
                 return self.record_change(&key, old, differs);
             }
@@ -311,8 +314,8 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
         let was_unreadable = self.unreadable.remove(&key);
         let differs = was_unreadable || old.as_ref().map(Arc::as_ptr) != value.as_ref().map(Arc::as_ptr);
         let changed = self.record_change(&key, old, differs);
-        if value.is_some() || own {
-            self.entries.insert(key, Entry { uid, version, value, own });
+        if value.is_some() || is_response {
+            self.entries.insert(key, Entry { uid, version, value, is_response });
         } else {
             self.entries.remove(&key);
         }

@@ -33,8 +33,8 @@ use crate::source::{Source, version};
 use crate::store::Store;
 use crate::table::{Content, Observation, ResourceVersion};
 
-/// Objects per page of a list. Bounds the memory for receiving a page to a few MiB. Smaller pages would delay planning:
-/// each page costs a round trip, and planning starts after the last page.
+/// The number of objects per page of a list. With this number, receiving a page needs at most a few MiB of memory.
+/// Smaller pages would delay planning: each page costs a round trip, and planning starts after the last page.
 const PAGE_SIZE: u32 = 500;
 
 /// The first delay after a failed attempt. An API server ends all watches of a kind when its CustomResourceDefinition
@@ -49,11 +49,11 @@ const LONGEST_DELAY: Duration = Duration::from_secs(30);
 /// Timeout for the response to a request for a page or a watch.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Requested duration of one watch in seconds. A watch that does not end by then has a broken connection: see
-/// [`EVENT_TIMEOUT`].
+/// The requested duration of one watch, in seconds. The API server ends the watch after this time. If it does not, the
+/// connection is broken: see [`EVENT_TIMEOUT`].
 pub(crate) const WATCH_SECONDS: u32 = 60;
 
-/// Maximum time to wait for the next event of a watch: five seconds longer than [`WATCH_SECONDS`].
+/// The maximum time to wait for the next event of a watch: 5 s longer than [`WATCH_SECONDS`].
 pub(crate) const EVENT_TIMEOUT: Duration = Duration::from_secs(65);
 
 /// A watch that ends sooner than this has failed, even if it ends without an error.
@@ -76,7 +76,7 @@ pub(crate) enum WatchError {
     NoVersion,
 }
 
-/// The result of a request, or an error if no response arrives within `limit`.
+/// Returns the result of a request, or an error if no response arrives within `limit`.
 ///
 /// # Errors
 /// Those of the request, and [`kube::Error::Service`] if no response arrives.
@@ -124,7 +124,7 @@ where
                 health.log_failure(error);
             }
             let expired = matches!(result, Err(WatchError::Expired));
-            // No delay after a watch of at least `MIN_DURATION` that had no error, or whose version expired.
+            // There is no delay after a watch of at least `MIN_DURATION` that had no error, or whose version expired.
             if is_brief || (result.is_err() && !expired) {
                 sleep(add_jitter(backoff.fail(), jitter())).await;
             }
@@ -479,7 +479,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn failed_requests_are_retried_and_objects_kept() {
+    async fn failed_requests_are_retried_and_lose_no_object() {
         let forbidden = || (403, refusal(403).to_string());
         let responses = vec![
             forbidden(),

@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_missing_object_is_watched_from_the_version_of_the_list() {
+    async fn missing_object_is_watched_from_the_lists_version() {
         let answers = vec![
             list(9, json!([])),
             events(&[("ADDED", object(10)), ("MODIFIED", object(11)), ("DELETED", object(12))]),
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_object_read_by_get_is_watched_once_it_exists() {
+    async fn object_read_by_get_is_watched_once_it_exists() {
         let status = json!({"kind": "Status", "status": "Failure", "code": 404, "reason": "NotFound"});
         let missing = || (404, status.to_string());
         let answers = vec![missing(), missing(), (200, object(7).to_string()), events(&[("MODIFIED", object(8))])];
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_error_event_is_reported_unless_the_version_expired() {
+    async fn error_event_is_reported_unless_the_version_expired() {
         for (code, expected) in [(410, &["3", "11"][..]), (403, &["3", "failing", "11"])] {
             let answers =
                 vec![list(9, json!([object(3)])), events(&[("ERROR", refusal(code))]), list(12, json!([object(11)]))];
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_failure_is_reported_once_until_the_object_is_read() {
+    async fn failure_is_reported_once_until_a_read_succeeds() {
         let answers = vec![
             (403, refusal(403).to_string()),
             (500, "nonsense".to_owned()),

@@ -60,7 +60,7 @@ fn late_response_does_not_undo_a_watch_event() {
 }
 
 #[test]
-fn older_event_does_not_restore_an_object_that_we_deleted() {
+fn older_event_does_not_restore_a_deleted_object() {
     let mut table = listed_table();
     assert!(table.apply_response(observation("new", "u2", 8, "ours")));
     assert!(table.forget(&"new", "u2"));
@@ -163,9 +163,9 @@ fn object_that_becomes_ignored_is_removed() {
 /// One step between an API server and a table.
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// We create or change the object with this name; the response arrives later.
+    /// One of our writes creates or changes the object with this name. The response arrives later.
     Write(u8),
-    /// We delete the object with this name; the response arrives later.
+    /// One of our writes deletes the object with this name. The response arrives later.
     Delete(u8),
     /// Another client writes the object, or deletes it if the flag is set.
     Foreign(u8, bool),
@@ -173,7 +173,8 @@ enum Step {
     Response(u8),
     /// The watch sends the next event.
     Event,
-    /// A list is requested. If a list is pending, it arrives, or is requested again if the flag is set.
+    /// A list is requested. If a list is already pending, it arrives. If the flag is set, it is requested again
+    /// instead.
     List(bool),
 }
 
@@ -223,7 +224,7 @@ impl Server {
         Some(state)
     }
 
-    fn take(&mut self, step: Step, table: &mut Table<u8, ResourceVersion>) {
+    fn perform(&mut self, step: Step, table: &mut Table<u8, ResourceVersion>) {
         match step {
             Step::Write(name) => {
                 let state = self.write(name);
@@ -268,12 +269,12 @@ impl Server {
 
 proptest! {
     #[test]
-    fn any_order_of_events_and_responses_ends_in_the_newest_state(
+    fn events_and_responses_in_any_order_give_the_newest_state(
         steps in proptest::collection::vec(step(), 0..60),
     ) {
         let (mut server, mut table) = (Server::default(), Table::default());
         let mut followed = BTreeMap::new();
-        server.take(Step::List(false), &mut table);
+        server.perform(Step::List(false), &mut table);
         let mut newest = BTreeMap::<u8, ResourceVersion>::new();
         let rest = std::iter::repeat_n([Step::Response(0), Step::Event], 200).flatten();
         for step in steps.into_iter().chain([Step::List(false)]).chain(rest) {
@@ -283,7 +284,7 @@ proptest! {
             } else {
                 step
             };
-            server.take(step, &mut table);
+            server.perform(step, &mut table);
             for Change { key, before, value, .. } in table.take_changes() {
                 let was = match value {
                     Some(value) => followed.insert(key, value),
