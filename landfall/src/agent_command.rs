@@ -34,9 +34,9 @@ pub(crate) struct AgentOptions {
     #[arg(long, env = "LANDFALL_BACKEND", value_parser = parse_backend, default_value_t = Backend::Endpoints)]
     backend: Backend,
 
-    /// Bits of packet and connection marks that store the link on which a connection arrived, so that its replies leave
-    /// by the same link: 1 to 8 adjacent bits that nothing else on the node uses. Matters on nodes with several links.
-    /// With `off` replies follow the node's routes.
+    /// Bits of packet and connection marks that store the link on which a connection arrived. Its replies then leave by
+    /// the same link, which matters on nodes with several links. The mask has 1 to 8 adjacent bits that nothing else on
+    /// the node uses. With `off` replies follow the node's routes.
     #[arg(long, env = "LANDFALL_RETURN_MARK", default_value_t = ReturnMark::default(), value_name = "MASK|off")]
     return_mark: ReturnMark,
 
@@ -69,7 +69,7 @@ fn parse_backend(text: &str) -> Result<Backend, String> {
     text.parse().map_err(|_| format!("expected one of {}", Backend::ALL.map(|backend| backend.to_string()).join(", ")))
 }
 
-/// The bits of marks for reply paths; `None` for off.
+/// The bits of marks for reply paths; `None` if the option is `off`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct ReturnMark(Option<Mask>);
 

@@ -33,9 +33,9 @@ impl FromStr for MetricsAddress {
     }
 }
 
-/// Answers requests until the future is dropped. `text` returns all metrics in the text format of OpenMetrics 1.0, and
-/// `unready` returns why the process is not ready, if it is not. If the server cannot listen, this logs a warning, and
-/// the process continues.
+/// Answers requests until the future is dropped. `text` returns all metrics in the text format of OpenMetrics 1.0.
+/// `unready` returns why the process is not ready, or `None` if it is ready. If the server cannot listen, this function
+/// logs a warning, and the process continues.
 pub(crate) async fn serve(
     address: MetricsAddress,
     text: impl Fn() -> Result<String, fmt::Error> + Clone + Send + Sync + 'static,
@@ -51,7 +51,7 @@ pub(crate) async fn serve(
     std::future::pending().await
 }
 
-/// Listens at `address`. `[::]` stands for both families; on a host without IPv6 this listens at `0.0.0.0` instead.
+/// Listens at `address`. `[::]` stands for both families. On a host without IPv6, `0.0.0.0` takes its place.
 async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     match TcpListener::bind(address).await {
         Err(error)

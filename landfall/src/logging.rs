@@ -35,7 +35,7 @@ impl Logging {
             Ok(filter) => (filter, None),
             Err(problem) => (EnvFilter::new("info"), Some(problem)),
         };
-        // kube's client logs every failed connection as an error. Its callers log the failure once, with advice.
+        // kube's client logs every failed connection as an error. Landfall itself logs the failure once, with advice.
         let filter =
             filter.add_directive(Directive::from_str("kube_client=off").expect("invariant: a valid directive"));
         let lines = tracing_subscriber::fmt()

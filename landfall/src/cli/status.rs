@@ -1,6 +1,6 @@
 //! `landfall status`: tables of pools, Services, addresses and the last moves.
 //!
-//! [`report`] makes them from the objects alone (pure).
+//! [`report`] builds the tables from the objects alone (pure).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -19,13 +19,13 @@ use serde::de::DeserializeOwned;
 use super::output::print;
 use crate::client::Connection;
 
-/// The maximal number of holders of an address that are named. The others are counted.
+/// The maximal number of holders of an address that the table names. It counts the others.
 const NAMED_HOLDERS: usize = 5;
 
 /// The reasons of the condition `Forwarding` for a Service that is forwarded as specified.
 const REACHES: [&str; 3] = ["Spread", "Mixed", "Translated"];
 
-/// The maximal number of moves that are shown.
+/// The maximal number of moves in the table.
 const SHOWN_MOVES: usize = 10;
 
 /// The options of `landfall status`.
@@ -127,7 +127,7 @@ fn is_notable(condition: &Condition) -> bool {
 }
 
 fn service_table(objects: &Objects) -> Option<String> {
-    let announced: BTreeMap<&str, String> =
+    let announcers_of: BTreeMap<&str, String> =
         objects.addresses.iter().map(|object| (object.spec.address.as_str(), places(object))).collect();
     let mut malformed = Vec::new();
     let mut rows = Vec::new();
@@ -143,12 +143,13 @@ fn service_table(objects: &Objects) -> Option<String> {
         let ports: Vec<_> = service.ports.iter().map(|port| format!("{}/{}", port.number, port.protocol)).collect();
         let addresses: Vec<String> =
             service.ingress.iter().filter_map(|ingress| ingress.ip.clone().map(String::from)).collect();
-        let on: Vec<_> = addresses.iter().filter_map(|address| announced.get(address.as_str())).cloned().collect();
+        let announcers: Vec<_> =
+            addresses.iter().filter_map(|address| announcers_of.get(address.as_str())).cloned().collect();
         [
             service.key.to_string(),
             if addresses.is_empty() { "<pending>".to_owned() } else { addresses.join(", ") },
             ports.join(", "),
-            on.join(", "),
+            announcers.join(", "),
             service_notes(&service),
         ]
     });
@@ -167,14 +168,14 @@ fn service_notes(service: &Service) -> String {
     }
     let ours = service.conditions.iter().filter(|condition| condition.type_.starts_with(crds::GROUP));
     let lacks_a_family = service.ingress.len() < service.families.len();
-    let is_odd = |condition: &&Condition| match condition.type_.as_str() {
+    let has_unusual_reason = |condition: &&Condition| match condition.type_.as_str() {
         ALLOCATED => condition.reason != "Allocated" || lacks_a_family,
         ANNOUNCED => condition.reason != "Announced",
         FORWARDING => !REACHES.contains(&condition.reason.as_str()),
         _ => false,
     };
-    let odd = ours.clone().find(|condition| condition.status != "True").or_else(|| ours.clone().find(is_odd));
-    match odd {
+    let failed = ours.clone().find(|condition| condition.status != "True");
+    match failed.or_else(|| ours.clone().find(has_unusual_reason)) {
         Some(condition) => format!("{}: {}", condition.reason, condition.message),
         None if service.class.is_some() && ours.count() == 0 => {
             "no condition yet; check that a controller runs: kubectl -n landfall-system get pods".to_owned()
@@ -220,8 +221,8 @@ fn sharing_note(object: &LoadBalancerIP) -> Option<String> {
     object.spec.sharing_key.as_ref().map(|key| format!("shared by key {key}"))
 }
 
-/// The namespace or Service for which an address is reserved. A record without holder and quarantine is a reservation,
-/// even if `spec.reservation` is not set.
+/// The namespace or Service for which an address is reserved. A record that has neither a holder nor a quarantine is a
+/// reservation, even if `spec.reservation` is not set.
 fn reservation_note(object: &LoadBalancerIP) -> Option<String> {
     let spec = &object.spec;
     let is_reserved = spec.services.is_empty() && spec.quarantine.is_none();
@@ -233,7 +234,7 @@ fn reservation_note(object: &LoadBalancerIP) -> Option<String> {
     })
 }
 
-/// Why a quarantined address is assigned to no Service.
+/// Why a quarantined address is not assigned to a Service.
 fn quarantine_note(object: &LoadBalancerIP) -> Option<String> {
     let Quarantine { mac, node, link, .. } =
         object.spec.quarantine.as_ref().filter(|_| object.spec.services.is_empty())?;

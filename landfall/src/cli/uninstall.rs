@@ -73,7 +73,7 @@ pub(crate) async fn run(connection: &Connection, options: UninstallOptions) -> a
         delete::<ValidatingAdmissionPolicy>(&Api::all(client.clone()), policy).await?;
     }
     delete_workload::<Deployment>(&client, CONTROLLER, "controller").await?;
-    // Read again: the controller may have assigned further addresses.
+    // The Services are read again, because the controller may have assigned further addresses.
     for ours in our_services(&client).await? {
         print(&format!("releasing Service {}\n", ours.service.key))?;
         release(&client, &ours).await?;
@@ -96,7 +96,7 @@ pub(crate) async fn run(connection: &Connection, options: UninstallOptions) -> a
     print("removed Landfall\n")
 }
 
-/// An object of any kind.
+/// A kind of objects that can be listed and deleted.
 trait Object: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug {}
 
 impl<K: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug> Object for K {}
@@ -104,8 +104,8 @@ impl<K: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug> Object fo
 /// A Service that Landfall has written to.
 struct OurService {
     service: Service,
-    /// Whether Landfall wrote the address and the finalizer of the Service, and not only a condition. If not, an
-    /// address and a finalizer may be from another provider.
+    /// Whether Landfall wrote an address and the finalizer to the Service, and not only a condition. If false, an
+    /// address and a finalizer may be those of another provider.
     has_address: bool,
 }
 
@@ -141,7 +141,7 @@ async fn release(client: &Client, OurService { service, has_address }: &OurServi
     }
 }
 
-/// Deletes a Deployment or DaemonSet of ours, and waits until its pods have ended.
+/// Deletes a Deployment or DaemonSet of Landfall, and waits until its pods have ended.
 async fn delete_workload<K>(client: &Client, name: &str, component: &str) -> anyhow::Result<()>
 where
     K: Object + Resource<Scope = NamespaceResourceScope>,
@@ -164,6 +164,7 @@ where
     }
 }
 
+/// Deletes all objects of a kind.
 async fn delete_all<K: Object>(client: &Client) -> anyhow::Result<()> {
     let objects = Api::all(client.clone());
     let deadline = tokio::time::Instant::now() + STEP_TIMEOUT;
