@@ -1,5 +1,5 @@
-//! Writes the report of this node to the status of each LoadBalancerIP. The report has the announcements of the address
-//! by this node, how this node forwards packets, and the host that causes a conflict, if there is one.
+//! Writes the report of this node to the status of each LoadBalancerIP: its announcements of the address, how it
+//! forwards packets, and the conflict that it observes.
 //!
 //! ```text
 //!   announcements, conflicts, forwarding, gaps --+

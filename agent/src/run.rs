@@ -4,8 +4,8 @@
 //! - Work: the composer, the dataplane, the reply paths, the keys, and the speaker.
 //! - Outputs: the report, this node's NodeNetwork, the metrics, and the answers to health checks.
 //!
-//! When one of these tasks ends, [`run`] returns an error and the process ends, because an agent without one of its
-//! tasks is worse than no agent. Kubernetes restarts the agent. The kernel keeps forwarding meanwhile.
+//! When one of these tasks ends, [`run`] returns an error and the process ends: an agent that lacks a task is worse
+//! than no agent. Kubernetes restarts the agent. The kernel keeps forwarding meanwhile.
 
 use std::convert::Infallible;
 use std::io;
