@@ -77,8 +77,8 @@ pub fn load_balancers() -> Source<core::Service, Key, Service> {
     Source { key: namespaced_key, read, labels: "" }
 }
 
-/// EndpointSlices of all Services except for headless ones, which have no load-balancer address. The request excludes
-/// these.
+/// EndpointSlices of Services. The request excludes those of headless Services, because a headless Service has no
+/// load-balancer address.
 pub fn endpoint_slices() -> Source<discovery::EndpointSlice, Key, EndpointSlice> {
     Source {
         key: namespaced_key,

@@ -195,8 +195,8 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
         let Some(listing) = self.listing.take() else { return false };
         let before = std::mem::take(&mut self.entries);
         let unreadable_before = std::mem::take(&mut self.unreadable);
-        // An entry stays only while the watch can still report the deletion: if the list contains the object, or if the
-        // last version of the object is newer than the list.
+        // An entry stays only while the watch can still report the deletion. The watch can if the list contains the
+        // object, or if the last version of the object is newer than the list.
         self.deleted.retain(|key, deleted| {
             let listed = listing.get(key).is_some_and(|observation| observation.uid == deleted.uid);
             !deleted.listed_since && (listed || deleted.version > version)

@@ -269,7 +269,7 @@ impl Server {
 
 proptest! {
     #[test]
-    fn events_and_responses_in_any_order_give_the_newest_state(
+    fn any_order_of_arrival_ends_in_the_newest_state(
         steps in proptest::collection::vec(step(), 0..60),
     ) {
         let (mut server, mut table) = (Server::default(), Table::default());
