@@ -1,8 +1,9 @@
-//! Fuzzes each decoder of bytes from the wire for a bounded time. None may panic, and accepted input must be
+//! Fuzzes each decoder of bytes from the wire for a bounded time. No decoder may panic, and accepted input must be
 //! consistent.
 //!
-//! The inputs of `corpus/` (one per line, in hex) are changed in the ways in which parsers fail: bits, lengths, and
-//! pieces that are removed, doubled or taken from another input. Accepted inputs are changed further.
+//! Each test changes inputs of `corpus/` (one per line, in hex) in the ways that often make a parser fail. It changes
+//! bits and lengths, and it removes pieces, doubles them or takes them from another input. It changes accepted inputs
+//! again.
 //!
 //! Each run has a fresh seed, and prints it. A failure prints its input and the command that replays it: add the input
 //! to the corpus with a comment. `LANDFALL_FUZZ_SECONDS=600` fuzzes for 600 s, `LANDFALL_SEED=7` uses this seed, and
@@ -29,12 +30,12 @@ use speaker::wire::seal::KeyRing;
 use speaker::wire::{arp, datagram, ndp};
 use speaker::{Keys, Snapshot};
 
-use seed::{base, number, replay_command, test_name};
+use seed::{base_seed, number, replay_command, test_name};
 
 const MINE: MacAddr = MacAddr(2, 0, 0, 0, 0, 1);
 
-/// The number of inputs at which the pool stops growing: an accepted input then replaces another one. The next inputs
-/// are changed from inputs of the pool.
+/// The maximal number of inputs in the pool, from which the next inputs are made. In a full pool, an accepted input
+/// replaces another one.
 const POOL_SIZE: usize = 512;
 
 /// The maximum length of a frame from a socket.
@@ -51,7 +52,7 @@ fn corpus(name: &str) -> Vec<Vec<u8>> {
 /// Changes inputs of the corpus and passes them to `accepts`, which returns whether it accepts an input.
 fn fuzz(name: &str, accepts: impl Fn(&[u8]) -> bool) {
     let mut pool = corpus(name);
-    let (seed, limit) = (base(), number("LANDFALL_FUZZ_INPUTS"));
+    let (seed, limit) = (base_seed(), number("LANDFALL_FUZZ_INPUTS"));
     let accepted_count = pool.iter().filter(|input| attempt(&accepts, input, seed, 0)).count();
     assert!(accepted_count > 0, "no input of the corpus is accepted");
     let end = Instant::now() + Duration::from_secs(number("LANDFALL_FUZZ_SECONDS").unwrap_or(1));
@@ -78,7 +79,7 @@ fn fuzz(name: &str, accepts: impl Fn(&[u8]) -> bool) {
     assert!(accepted > 0 || limit.is_some(), "no changed input is accepted: only the first check was tested");
 }
 
-/// Tries one input, the one with number `tried` of a run with this seed; the corpus has number 0.
+/// Tries one input. `tried` is its number in a run with this seed. Inputs of the corpus have number 0.
 fn attempt(accepts: &impl Fn(&[u8]) -> bool, input: &[u8], seed: u64, tried: u64) -> bool {
     catch_unwind(AssertUnwindSafe(|| accepts(input))).unwrap_or_else(|panic| {
         let hex: String = input.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -120,7 +121,7 @@ fn hello_decoder_accepts_only_consistent_packets() {
     fuzz("hello", |input| {
         let Ok(packet) = Packet::decode(input) else { return false };
         assert!(packet.pages.iter().map(|page| page.claims.len()).sum::<usize>() <= input.len());
-        // Encoding and decoding return the same packet. A trailer is not part of a packet.
+        // Encoding the packet and decoding it again returns the same packet. A trailer is not part of a packet.
         assert_eq!(Packet::decode(&packet.encode()), Ok(packet));
         true
     });
@@ -160,7 +161,7 @@ fn arp_classifier_answers_with_its_own_address() {
 fn ndp_classifier_answers_with_its_own_address() {
     let lb_ip = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0xc8);
     fuzz("ndp", |input| {
-        // Almost no changed input has a valid checksum.
+        // Almost no changed input has a valid checksum, so this repairs the checksum.
         let mut input = input.to_vec();
         repair(&mut input);
         let _ = ndp::address_user(&input);
@@ -190,9 +191,9 @@ fn repair(frame: &mut [u8]) {
     frame[56..58].copy_from_slice(&(!(sum as u16)).to_be_bytes());
 }
 
-/// The whole machine receives packets of a faulty peer that has the key.
+/// The peer has the key, so the machine opens its packets.
 #[test]
-fn speaker_survives_nonsense_of_its_peers() {
+fn machine_survives_packets_of_a_faulty_peer() {
     let mut ring = KeyRing::default();
     let keys = Keys::new([&[7; 32][..]]).expect("a key");
     ring.set(Duration::ZERO, &keys);

@@ -10,14 +10,14 @@ pub fn number(variable: &str) -> Option<u64> {
 }
 
 /// The first fresh seed of this run: `LANDFALL_SEED`, or a random number. Printed once per run.
-pub fn base() -> u64 {
+pub fn base_seed() -> u64 {
     static BASE: OnceLock<u64> = OnceLock::new();
     *BASE.get_or_init(|| {
         let base = number("LANDFALL_SEED").unwrap_or_else(|| {
             // Above the fixed seeds, and short enough to be copied by hand.
             1_000_000 + RandomState::new().hash_one(()) % 1_000_000_000_000
         });
-        // Written past the harness, which hides the output of tests that pass.
+        // This bypasses the test harness, which hides the output of tests that pass.
         let _ = writeln!(std::io::stderr(), "base seed {base}: LANDFALL_SEED={base} repeats this run");
         base
     })

@@ -1,17 +1,17 @@
 //! Runs a test with many seeds: a fixed set for regressions, and fresh ones that explore.
 //!
 //! Each run has new fresh seeds, from a base seed that it prints. `LANDFALL_SEED=7` repeats the run with base seed 7.
-//! `LANDFALL_SEEDS=10000` runs this number of fresh seeds and no fixed ones. Both together replay one seed, with its
-//! disturbances: a failure prints the command. Seeds run on all processors at once.
+//! `LANDFALL_SEEDS=10000` runs this number of fresh seeds and no fixed ones. `LANDFALL_SEED=7 LANDFALL_SEEDS=1` replays
+//! seed 7 and prints its disturbances. A failure prints this command. Seeds run on all processors at once.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::available_parallelism;
 
-use crate::seed::{base, number, replay_command, test_name};
+use crate::seed::{base_seed, number, replay_command, test_name};
 
-/// Runs a test with `count` seeds. One in ten is fresh, and the others are fixed, 0 and up: a search that finds a rare
-/// defect in the run of an unrelated change should be an exception. `make soak` searches.
+/// Runs a test with `count` seeds. One in ten is fresh. The others are fixed, from 0 up, so that the run of an
+/// unrelated change rarely finds a rare defect. `make soak` searches for rare defects.
 pub fn seeds(count: u64, test: impl Fn(u64) + Sync) {
     match number("LANDFALL_SEEDS") {
         Some(fresh) => run(0, fresh, test),
@@ -25,7 +25,7 @@ pub fn fixed_seeds(count: u64, test: impl Fn(u64) + Sync) {
 }
 
 fn run(fixed: u64, fresh: u64, test: impl Fn(u64) + Sync) {
-    let (base, name) = (base(), test_name());
+    let (base, name) = (base_seed(), test_name());
     let (next, end) = (AtomicU64::new(0), fixed + fresh);
     let try_seeds = || {
         loop {
