@@ -124,7 +124,7 @@ impl Lan {
         nft(&self.nodes[node], &format!("table inet wall {{ {} {} }}", chain("input"), chain("output")));
     }
 
-    /// The CPU time of the wire threads on all nodes, by the kernel's account, and the number of their sleeps.
+    /// The CPU time of the wire threads on all nodes, as counted by the kernel, and the number of their sleeps.
     pub fn cpu_time_and_sleeps(&self) -> (Duration, u64) {
         let inode = |path: String| std::fs::metadata(path).map(|namespace| namespace.ino()).ok();
         let own = |node: &Namespace| node.run(|| inode("/proc/thread-self/ns/net".into())).expect("a namespace");
@@ -144,7 +144,7 @@ impl Lan {
         ran.fold((Duration::ZERO, 0), |(ran, slept), (more, again)| (ran + more, slept + again))
     }
 
-    /// Waits while nothing should happen.
+    /// Waits for this time, in which nothing should happen.
     pub fn wait_idly(&self, time: Duration) {
         std::thread::sleep(time);
     }
@@ -202,7 +202,8 @@ impl Lan {
         self.client.ip([format!("addr add {lb_ip}/{length} dev eth0 nodad")]).expect("address");
     }
 
-    /// Waits until the kernel of a node is a member of a group. If `expected` is false, waits until it is not.
+    /// Waits until the kernel of a node is a member of a group. If `expected` is false, waits until it has left the
+    /// group.
     pub fn wait_membership(&self, node: usize, group: Ipv6Addr, expected: bool) {
         wait("the expected membership", || {
             let output = ip_output(&self.nodes[node], &["-6", "maddr", "show", "dev", "eth0"]);
@@ -213,7 +214,7 @@ impl Lan {
     }
 
     /// Calls `act`, and waits until hosts other than `except` have sent gratuitous ARP for all of `lb_ips`. Returns the
-    /// time until the first and the last address.
+    /// times until the first and the last of these addresses was announced.
     pub fn time_announcements(
         &self,
         lb_ips: &[Ipv4Addr],
@@ -282,7 +283,7 @@ impl Lan {
 /// A speaker on a node.
 pub struct Speaker {
     pub mac: MacAddr,
-    addresses: Vec<IpAddr>,
+    node_addresses: Vec<IpAddr>,
     candidates: Arc<Candidates>,
     snapshot: watch::Sender<Option<Arc<Snapshot>>>,
     forwarded: watch::Sender<Arc<BTreeSet<IpAddr>>>,
@@ -339,7 +340,7 @@ impl Speaker {
         });
         let speaker = Self {
             mac,
-            addresses: vec![Ipv4Addr::new(192, 0, 2, 10 + n as u8).into()],
+            node_addresses: vec![Ipv4Addr::new(192, 0, 2, 10 + n as u8).into()],
             candidates,
             snapshot: snapshot_sender,
             forwarded: forwarded_sender,
@@ -357,12 +358,12 @@ impl Speaker {
         speaker
     }
 
-    /// Sets the addresses that exist.
+    /// Sets the addresses in the snapshot. All nodes are candidates for them.
     pub fn set_addresses<A: Into<IpAddr> + Copy>(&self, lb_ips: &[A]) {
         let wanted =
             |lb_ip: &A| ((*lb_ip).into(), AnnouncementPolicy { candidates: Arc::clone(&self.candidates), epoch: 0 });
         let addresses = lb_ips.iter().map(wanted).collect();
-        let node_addresses = self.addresses.clone();
+        let node_addresses = self.node_addresses.clone();
         self.snapshot.send_replace(Some(Arc::new(Snapshot { node_addresses, addresses })));
     }
 
@@ -431,7 +432,7 @@ impl Speaker {
         });
     }
 
-    /// Stops the speaker in order, and waits until it has ended.
+    /// Requests the speaker to stop, and waits until it has ended.
     pub fn stop(mut self) {
         let _ = self.stop.take().map(|stop| stop.send(()));
         self.thread.take().expect("a thread").join().expect("the speaker stops");

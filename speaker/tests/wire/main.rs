@@ -13,7 +13,7 @@ const TAKEOVER: Duration = Duration::from_secs(3);
 
 /// The bound of the time between the first and the last of thousands of announcements. They take less than 0.1 s, even
 /// under that load. They would take seconds if late announcements caused more announcements.
-const TOGETHER: Duration = Duration::from_secs(1);
+const FIRST_TO_LAST: Duration = Duration::from_secs(1);
 
 #[test]
 fn one_node_answers_and_the_client_reaches_it() {
@@ -70,7 +70,7 @@ fn all_addresses_of_a_node_move_together() {
         orphans.len(),
         last - first
     );
-    assert!(last < TAKEOVER && last - first < TOGETHER, "{first:?}, {last:?}");
+    assert!(last < TAKEOVER && last - first < FIRST_TO_LAST, "{first:?}, {last:?}");
     lan.wait_all_owned(&nodes, &lb_ips);
 }
 
@@ -91,7 +91,7 @@ fn client_follows_after_the_owner_crashes() {
 }
 
 #[test]
-fn stopping_node_hands_over_before_it_ends() {
+fn stopping_node_is_replaced_before_it_ends() {
     let lan = Lan::new(3);
     let mut nodes = lan.speakers(&[LB_IP]);
     let owner = lan.wait_owner(&nodes, LB_IP);
@@ -120,7 +120,7 @@ fn only_forwarded_addresses_are_answered() {
 }
 
 #[test]
-fn unwanted_address_is_answered_by_no_node() {
+fn removed_address_is_answered_by_no_node() {
     let lan = Lan::new(2);
     let nodes = lan.speakers(&[LB_IP]);
     lan.wait_owner(&nodes, LB_IP);
@@ -265,7 +265,8 @@ fn idle_speakers_hardly_use_the_cpu() {
     lan.wait_owner(&nodes, LB_IP);
     lan.wait_idly(TIME); // until the burst is over
     let mut measured = Vec::new();
-    // On a busy machine Hellos are late, and a late Hello wakes the thread. So a single idle window is enough.
+    // On a busy machine Hellos are late, and a late Hello wakes the thread. So one window without late Hellos is
+    // enough.
     let idle = (0..WINDOWS).any(|_| {
         let before = lan.cpu_time_and_sleeps();
         lan.wait_idly(TIME);
@@ -275,8 +276,8 @@ fn idle_speakers_hardly_use_the_cpu() {
         eprintln!("a wire thread uses {:.3} % of a core and wakes {wakes:.1} times per second", share * 100.0);
         measured.push((share, wakes));
         // An idle thread wakes twenty times per second for the node's own Hellos, and a few times for late ones. If
-        // each Hello woke it, it would wake sixty times. The bound on the share of the CPU is far above the target,
-        // because this build is not optimized. This bound detects loops that do not sleep.
+        // each Hello woke the thread, it would wake sixty times. The bound on the share of the CPU is far above the
+        // target, because this build is not optimized. It only detects loops that do not sleep.
         wakes < 45.0 && share < 0.02
     });
     assert!(idle, "{measured:?}");
