@@ -7,7 +7,7 @@ use std::time::Duration;
 use speaker::metrics::Event;
 
 use crate::world::{WINDOW, World, frame_of_other_host, lb_ip};
-use crate::{SETTLED, check, ms, seeds, settled_world, sole_owners};
+use crate::{SETTLING_TIME, check, ms, seeds, settled_world, sole_owners};
 
 #[test]
 fn used_address_is_announced_after_its_host_has_left() {
@@ -39,7 +39,7 @@ fn used_address_is_announced_after_its_host_has_left() {
         let probes = world.probe_count;
         let owner = world.owners(taken)[0];
         world.crash(owner);
-        world.advance(SETTLED);
+        world.advance(SETTLING_TIME);
         assert_eq!((world.probe_count, world.owners(taken).len()), (probes, usize::from(nodes > 1)));
     });
 }

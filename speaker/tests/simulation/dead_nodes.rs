@@ -1,4 +1,4 @@
-//! Which nodes are called dead, and when.
+//! Tests of which nodes are declared dead, and when.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use speaker::metrics::Event;
 
 use crate::world::{INTERVAL, Network, WINDOW, World, frame_of_other_host, lb_ip, name};
-use crate::{SETTLED, ms, seeds, settled_world};
+use crate::{SETTLING_TIME, ms, seeds, settled_world};
 
 /// The dead nodes as seen by each running speaker.
 fn dead_by_node(world: &World) -> Vec<BTreeSet<String>> {
@@ -55,7 +55,7 @@ fn node_that_sent_a_goodbye_is_not_dead() {
         let mut world = settled_world(seed, nodes, 5);
         for node in (1..nodes).rev() {
             world.stop(node);
-            world.advance(SETTLED);
+            world.advance(SETTLING_TIME);
         }
         world.inject(frame_of_other_host(lb_ip(30)).0, &frame_of_other_host(lb_ip(30)).1);
         world.advance(Duration::from_secs(20));
@@ -82,7 +82,7 @@ fn isolated_or_suspended_node_declares_no_node_dead() {
             assert_eq!(world.dead(node).cloned(), Some(expected), "n{node} of n{lost}");
         }
         world.heal();
-        world.advance(SETTLED);
+        world.advance(SETTLING_TIME);
         assert_eq!(dead_by_node(&world), none_dead(nodes));
         assert_eq!(ever_dead(&world), BTreeSet::from([name(lost).as_str()]));
     });
@@ -114,7 +114,7 @@ fn silent_lone_peer_is_dead_if_hosts_are_heard() {
         world.advance(WINDOW + INTERVAL * 2);
         assert_eq!(world.dead(1).cloned(), Some(BTreeSet::from([name(0)])));
         world.start(0);
-        world.advance(SETTLED);
+        world.advance(SETTLING_TIME);
         assert_eq!(dead_by_node(&world), none_dead(2));
     });
 }
@@ -138,8 +138,8 @@ fn two_percent_hello_loss_kills_no_node() {
 fn last_node_remembers_earlier_deaths() {
     let mut world = settled_world(1, 3, 5);
     world.crash(0);
-    world.advance(SETTLED);
+    world.advance(SETTLING_TIME);
     world.crash(1);
-    world.advance(SETTLED);
-    assert_eq!(world.dead(2).cloned(), Some(BTreeSet::from([name(0)])), "the second death has no witness");
+    world.advance(SETTLING_TIME);
+    assert_eq!(world.dead(2).cloned(), Some(BTreeSet::from([name(0)])), "no peer confirms the second death");
 }

@@ -8,7 +8,7 @@ use speaker::ownership::rules::INELIGIBLE_GRACE;
 
 use crate::seeds::{is_replay, seeds};
 use crate::world::{Network, Random, World, frame_of_other_host, lan_of, lb_ip, lb_ip_on_second};
-use crate::{SETTLED, check_last_announcers, check_owners, event_log, ms};
+use crate::{SETTLING_TIME, check_last_announcers, check_owners, event_log, ms};
 
 /// Clients hear two announcers of an address for at most this time after a fault.
 pub const TWO_ANNOUNCERS: Duration = Duration::from_millis(250);
@@ -39,7 +39,7 @@ pub enum Fault {
     LinkDown,
     /// A link has its carrier again.
     LinkUp,
-    /// A node loses the API, or has it again.
+    /// A node loses its connection to the API, or has it again.
     ApiAway,
     /// The candidates of an address change.
     Candidates,
@@ -84,9 +84,9 @@ const EXCLUDED: [(Fault, &str); 5] = [
     (Fault::Stop, "node_stopping_without_a_quorum_leaves_in_time"),
 ];
 
-/// The faults after which the API may name a node that does not announce, as
-/// `entry_of_a_dead_isolated_node_leaves_the_api` of [`crate::open_defects`] pins: two claims can have the same epoch,
-/// and the clocks of their nodes decide. After these faults the reports are not checked.
+/// After these faults the API may name a node that does not announce, so the reports are not checked. Two claims can
+/// have the same epoch, and then the clocks of their nodes decide. `entry_of_a_dead_isolated_node_leaves_the_api` of
+/// [`crate::open_defects`] pins this defect.
 const UNREPORTED: [Fault; 7] = [
     Fault::Crash,
     Fault::Suspend,
@@ -97,8 +97,8 @@ const UNREPORTED: [Fault; 7] = [
     Fault::ApiAway,
 ];
 
-/// The faults after which a node that does not own an address may be the last to announce it, as
-/// `outbid_node_is_not_the_last_to_announce` of [`crate::open_defects`] pins.
+/// After these faults a node that does not own an address may be the last to announce it.
+/// `outbid_node_is_not_the_last_to_announce` of [`crate::open_defects`] pins this defect.
 const UNREFRESHED: [Fault; 2] = [Fault::Isolate, Fault::Partition];
 
 #[test]
@@ -119,7 +119,7 @@ pub fn explore(seed: u64, unrefreshed: &[Fault]) {
     let (delay, loss) = [(ms(50), 0.0), (ms(50), 0.3), (ms(3000), 0.1)][choice.next_below(3)];
     world.add_api(delay, loss);
     world.start_all();
-    world.advance(SETTLED);
+    world.advance(SETTLING_TIME);
     world.observer.limit = Some(TWO_ANNOUNCERS);
     let (mut checks_reports, mut checks_last) = (true, true);
     for _ in 0..3 {
@@ -133,8 +133,8 @@ pub fn explore(seed: u64, unrefreshed: &[Fault]) {
         }
         heal_one_by_one(&mut world, &mut choice);
         world.network.straggle = 0.0;
-        // An ineligible owner waits this long for an isolated successor.
-        world.advance(INELIGIBLE_GRACE + SETTLED);
+        // An ineligible owner waits for this time for an isolated successor.
+        world.advance(INELIGIBLE_GRACE + SETTLING_TIME);
         check_settled(&world, checks_last);
         let before = world.all_owners();
         world.advance(ms(2000));
@@ -145,13 +145,13 @@ pub fn explore(seed: u64, unrefreshed: &[Fault]) {
         }
     }
     if checks_reports {
-        // Writes are lost and retried.
+        // Lost writes are retried within this time.
         world.advance(delay * 4 + ms(10_000));
         check_reports(&world);
     }
 }
 
-/// Ends all faults in random order. Crashed nodes stay down if others are left.
+/// Ends all faults in random order. Crashed nodes stay down if another node runs.
 fn heal_one_by_one(world: &mut World, choice: &mut Random) {
     loop {
         let (cuts, links) = (world.cuts(), world.links_down());

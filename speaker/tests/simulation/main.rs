@@ -24,16 +24,18 @@ use speaker::ownership::rules::INELIGIBLE_GRACE;
 use seeds::{is_replay, seeds};
 use world::{INTERVAL, Network, Random, World, lb_ip, name};
 
-/// The LAN settles within this time after the last disturbance. A silent node is dead after a window, a returning node
-/// listens for four intervals, candidates step in one after the other, and deafness takes two windows.
-const SETTLED: Duration = Duration::from_millis(1500);
+/// The LAN settles within this time after the last disturbance. A silent node is declared dead after a window, and a
+/// deaf one is detected after two. A returning node only listens for four intervals. Then the candidates take their
+/// turns.
+const SETTLING_TIME: Duration = Duration::from_millis(1500);
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-/// Checks an undisturbed LAN: each address with an eligible node has one owner, which was the last to announce it. (A
-/// node without a quorum does not announce its former addresses unasked.)
+/// Checks a settled LAN: each address with an eligible node has one owner, and this owner was the last to announce it.
+/// Without a quorum, the last announcer is not checked, because a node then announces none of its former addresses
+/// unasked.
 fn check(world: &World) {
     check_owners(world);
     check_last_announcers(world);
@@ -45,7 +47,13 @@ fn check_owners(world: &World) {
     for node in 0..world.nodes() {
         let dead = world.dead(node).cloned().unwrap_or_default();
         let wrong = (0..world.nodes()).find(|other| world.machine(*other).is_some() && dead.contains(&name(*other)));
-        assert_eq!(wrong, None, "n{node} calls a live node dead, at {:?}\n{}", world.now, event_log(world, lb_ip(999)));
+        assert_eq!(
+            wrong,
+            None,
+            "n{node} declares a live node dead, at {:?}\n{}",
+            world.now,
+            event_log(world, lb_ip(999))
+        );
     }
     for (lb_ip, owners) in world.all_owners() {
         let is_possible = (0..world.nodes()).any(|node| world.is_eligible(node, lb_ip));
@@ -70,15 +78,15 @@ fn check_last_announcers(world: &World) {
     for (lb_ip, owners) in world.all_owners() {
         for owner in owners {
             let log = || event_log(world, lb_ip);
-            // A node that announced while it was cut off, and then died, had no claim that others heard. The refresh
-            // repairs that.
+            // A node may announce an address while it is cut off, and then die: the other nodes never hear its claim.
+            // Then there is no last announcer to check, and the next refresh of the owner corrects the clients.
             let Some(last) = world.last_announcer(lb_ip).filter(|_| has_quorum) else { continue };
             assert_eq!(last, owner, "the last to announce {lb_ip}, at {:?}\n{}", world.now, log());
         }
     }
 }
 
-/// The events about an address and about peers.
+/// The events about one address, and all events about nodes.
 fn event_log(world: &World, about: IpAddr) -> String {
     let events = world.events.iter().filter(|(_, _, event)| match event {
         Event::Announced { lb_ip, .. } | Event::Withdrawn { lb_ip, .. } | Event::Renewed { lb_ip, .. } => {
@@ -89,28 +97,29 @@ fn event_log(world: &World, about: IpAddr) -> String {
     events.map(|(at, node, event)| format!("{at:?} n{node} {event:?}\n")).collect()
 }
 
+/// The owner of each address. Each address must have one.
 fn sole_owners(world: &World) -> BTreeMap<IpAddr, usize> {
     world.all_owners().into_iter().map(|(lb_ip, owners)| (lb_ip, owners[0])).collect()
 }
 
-/// [`SETTLED`] for a number of nodes at which the interval of Hellos is longer.
+/// [`SETTLING_TIME`] for this number of nodes. With many nodes, the interval of Hellos is longer.
 fn settling_time(nodes: usize) -> Duration {
-    SETTLED * u32::try_from(nodes.div_ceil(25)).expect("few nodes")
+    SETTLING_TIME * u32::try_from(nodes.div_ceil(25)).expect("few nodes")
 }
 
 /// A settled LAN.
 fn settled_world(seed: u64, nodes: usize, lb_ips: usize) -> World {
     let mut world = World::new(seed, nodes, lb_ips);
     world.start_all();
-    world.advance(SETTLED);
-    // Of many new addresses, one is probed per millisecond.
+    world.advance(SETTLING_TIME);
+    // After a burst, each node begins to probe one new address per millisecond.
     world.advance(ms(lb_ips.saturating_sub(100) as u64));
     check(&world);
     world
 }
 
 #[test]
-fn one_owner_remains_and_announced_last_after_any_disturbance() {
+fn owner_is_unique_and_announced_last_after_any_disturbance() {
     seeds(500, |seed| {
         let mut choice = Random::new(seed);
         // Large networks take long, so they are rare: one in a hundred has up to 20 nodes, one in five hundred up to
@@ -133,19 +142,20 @@ fn one_owner_remains_and_announced_last_after_any_disturbance() {
                 disturb(&mut world, &mut choice);
                 world.advance(choice.time(Duration::ZERO, ms(700)));
             }
-            // Cuts are healed and suspended nodes are awake. Crashed nodes stay down if others are left.
+            // Suspended nodes resume by themselves. Crashed nodes stay down if another node runs.
             world.heal();
             if (0..nodes).all(|node| world.machine(node).is_none()) {
                 world.start(choice.next_below(nodes));
             }
             world.network.straggle = 0.0;
-            // An ineligible owner waits this long for an isolated successor.
+            // An ineligible owner waits for this time for an isolated successor.
             world.advance(INELIGIBLE_GRACE + settled);
             let before = world.all_owners();
             check(&world);
             world.advance(ms(2000));
             check(&world);
-            // With packet loss, several packets in a row and all vouchers for their sender are rarely lost together.
+            // Packet loss alone can move an address, but rarely: if several packets in a row are lost, and also all
+            // vouchers for their sender.
             if world.network.loss == 0.0 {
                 for (lb_ip, owners) in world.all_owners() {
                     let log = event_log(&world, lb_ip);
@@ -156,6 +166,7 @@ fn one_owner_remains_and_announced_last_after_any_disturbance() {
     });
 }
 
+/// Disturbs the LAN in one random way.
 fn disturb(world: &mut World, choice: &mut Random) {
     let (node, other) = (choice.next_below(world.nodes()), choice.next_below(world.nodes()));
     let lb_ips = world.lb_ips();
@@ -200,7 +211,7 @@ fn two_percent_hello_loss_moves_no_address() {
 }
 
 #[test]
-fn stopping_node_hands_over_without_a_gap() {
+fn stopping_node_is_replaced_without_a_gap() {
     seeds(20, |seed| {
         let nodes = 2 + seed as usize % 3;
         let mut world = settled_world(seed, nodes, 10);
@@ -211,7 +222,7 @@ fn stopping_node_hands_over_without_a_gap() {
             world.machine(stopped).is_none()
         });
         assert!(took.expect("it stops") <= INTERVAL, "{took:?}");
-        world.advance(SETTLED);
+        world.advance(SETTLING_TIME);
         check(&world);
     });
 }
@@ -223,13 +234,13 @@ fn blind_speaker_claims_nothing_but_keeps_its_addresses() {
     for node in 0..3 {
         world.set_blind(node, true);
     }
-    world.advance(SETTLED);
+    world.advance(SETTLING_TIME);
     assert_eq!(sole_owners(&world), before, "losing the API server alone changes nothing");
     world.start(0);
-    world.advance(SETTLED);
+    world.advance(SETTLING_TIME);
     let owned = world.all_owners();
     assert!(owned.values().all(|owners| owners.len() == 1 && owners[0] != 0), "a restarted blind speaker owns nothing");
     world.set_blind(0, false);
-    world.advance(SETTLED);
+    world.advance(SETTLING_TIME);
     check(&world);
 }

@@ -1,11 +1,11 @@
-//! Known defects, each as a test that fails: minimal, and the same in each run. When the defect is mended, its test
-//! passes: then remove `should_panic`, and the exclusion that names the test.
+//! Known defects. Each has a minimal test, which panics in the same way in each run. When a defect is mended, its test
+//! no longer panics. Then remove `should_panic`, and the exclusion that names the test.
 
 use std::time::Duration;
 
 use crate::exploration::{TWO_ANNOUNCERS, check_reports, explore};
 use crate::world::World;
-use crate::{SETTLED, check, ms, planned_moves};
+use crate::{SETTLING_TIME, check, ms, planned_moves};
 
 /// Settled nodes with ten addresses and an API without faults. From now on each address has one announcer.
 fn observed_world(nodes: usize) -> World {
@@ -19,8 +19,8 @@ fn observed_world(nodes: usize) -> World {
     world
 }
 
-/// TODO(correctness): a link that comes back restarts its sequence under the same incarnation, so peers drop its Hellos
-/// as replays, and its node announces the addresses of all others.
+/// TODO(correctness): a link that comes back restarts its sequence under the same incarnation. So peers drop its Hellos
+/// as replays, and its node announces the addresses of all other nodes.
 #[test]
 #[should_panic(expected = "has several announcers on LAN 0")]
 fn returned_link_is_heard_again() {
@@ -28,7 +28,7 @@ fn returned_link_is_heard_again() {
     world.set_carrier(0, 0, false);
     world.advance(Duration::from_secs(2));
     world.set_carrier(0, 0, true);
-    world.advance(SETTLED);
+    world.advance(SETTLING_TIME);
     check(&world);
 }
 
@@ -40,8 +40,8 @@ fn outbid_node_is_not_the_last_to_announce() {
     explore(770_748_632_723, &[]);
 }
 
-/// TODO(correctness): two nodes that do not hear each other take each other's addresses after a second, although a
-/// third node hears both and vouches for them.
+/// TODO(correctness): two nodes that do not hear each other take each other's addresses after a second. A third node
+/// hears both, but its vouching counts only until then.
 #[test]
 #[should_panic(expected = "has several announcers on LAN 0")]
 fn pair_that_a_third_node_hears_keeps_its_addresses() {
@@ -51,8 +51,8 @@ fn pair_that_a_third_node_hears_keeps_its_addresses() {
     world.advance(Duration::from_secs(5));
 }
 
-/// TODO(correctness): if the only peer and all other hosts fall silent for one of two nodes, and the peer still hears
-/// that node, both announce the addresses of the peer for as long as that lasts.
+/// TODO(correctness): one of two nodes hears neither its peer nor another host, but the peer still hears that node.
+/// Then both announce the addresses of the peer until the node hears it again.
 #[test]
 #[should_panic(expected = "has several announcers on LAN 0")]
 fn node_of_two_that_hears_nothing_leaves_one_announcer() {
@@ -62,7 +62,7 @@ fn node_of_two_that_hears_nothing_leaves_one_announcer() {
 }
 
 /// TODO(correctness): a stopping node without a quorum announces its addresses beside their new owner until its time is
-/// over, because that claim is not backed and therefore weaker.
+/// over. The claim of the new owner is not backed, and therefore weaker than the old one.
 #[test]
 #[should_panic(expected = "has several announcers on LAN 0")]
 fn node_stopping_without_a_quorum_leaves_in_time() {
@@ -72,12 +72,12 @@ fn node_stopping_without_a_quorum_leaves_in_time() {
         world.advance(Duration::from_secs(5));
     }
     world.stop(1);
-    world.advance(SETTLED);
+    world.advance(SETTLING_TIME);
     check(&world);
 }
 
-/// TODO(correctness): an isolated node writes itself to the status as an announcer, with the epoch of the owner. If it
-/// dies, its entry stays, because only a greater epoch or a later claim removes the entry of another node.
+/// TODO(correctness): an isolated node writes itself to the status as an announcer, with the epoch of the owner. If
+/// that node dies, its entry stays, because only a greater epoch or a later claim removes the entry of another node.
 #[test]
 #[should_panic(expected = "the reported announcers of")]
 fn entry_of_a_dead_isolated_node_leaves_the_api() {
@@ -90,7 +90,7 @@ fn entry_of_a_dead_isolated_node_leaves_the_api() {
 }
 
 /// TODO(correctness): two candidates can take a ceded address within a few milliseconds of each other, because neither
-/// has heard the claim of the other, and then three nodes announce it.
+/// has heard the claim of the other. Then three nodes announce the address.
 #[test]
 #[should_panic(expected = "is owned by [0, 1, 2]")]
 fn ceded_address_has_at_most_two_announcers() {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::world::{INTERVAL, WINDOW, World, frame_of_other_host, lb_ip, mac};
-use crate::{SETTLED, check, event_log, ms, seeds, settled_world, sole_owners};
+use crate::{SETTLING_TIME, check, event_log, ms, seeds, settled_world, sole_owners};
 
 /// Advances while clients send frames on the LAN.
 fn advance_with_clients(world: &mut World, time: Duration) {
@@ -41,7 +41,7 @@ fn cut_leaves_all_addresses_with_the_reachable_node() {
         let again = |world: &World| world.last_announcements.values().all(|seen| seen.at >= heal && seen.node == other);
         let took = world.advance_until(ms(1000), again).expect("the owner announces again");
         assert!(took <= INTERVAL * 2, "{took:?}");
-        advance_with_clients(&mut world, SETTLED);
+        advance_with_clients(&mut world, SETTLING_TIME);
         check(&world);
         assert_eq!(world.all_owners(), all_owned_by(&world, other), "{:?}", world.events);
     });
@@ -51,16 +51,16 @@ fn cut_leaves_all_addresses_with_the_reachable_node() {
 fn node_that_knows_of_two_owners_yields() {
     seeds(40, |seed| {
         let mut world = settled_world(seed, 2, 10);
-        let deaf = seed as usize % 2;
-        world.cut(1 - deaf, deaf, true);
+        let taker = seed as usize % 2;
+        world.cut(1 - taker, taker, true);
         advance_with_clients(&mut world, ms(2000));
-        // The node that does not hear its peer hears clients, so it is not deaf. Its peer knows that there would be two
-        // owners.
-        assert_eq!(world.all_owners(), all_owned_by(&world, deaf));
+        // The taker does not hear its peer, but it hears clients, so it is not deaf. The peer hears the claims of the
+        // taker, and yields.
+        assert_eq!(world.all_owners(), all_owned_by(&world, taker));
         world.heal();
-        advance_with_clients(&mut world, SETTLED);
+        advance_with_clients(&mut world, SETTLING_TIME);
         check(&world);
-        assert_eq!(world.all_owners(), all_owned_by(&world, deaf), "healing moves nothing");
+        assert_eq!(world.all_owners(), all_owned_by(&world, taker), "healing moves nothing");
     });
 }
 
@@ -74,7 +74,7 @@ fn isolated_node_keeps_its_addresses_but_announces_none_unasked() {
         let before = sole_owners(&world);
         let had: Vec<IpAddr> = before.iter().filter(|(_, owner)| **owner == lost).map(|(lb_ip, _)| *lb_ip).collect();
         world.isolate(lost, true);
-        // Announcements that are due before the node can detect the isolation are made.
+        // Until the node detects its isolation, it makes the announcements that are due.
         world.advance(WINDOW * 2);
         let isolated_at = world.now;
         advance_with_clients(&mut world, Duration::from_secs(70));
@@ -83,26 +83,26 @@ fn isolated_node_keeps_its_addresses_but_announces_none_unasked() {
             assert!(world.last_announced_by(lost, *lb_ip).is_none_or(|at| at < isolated_at), "{lb_ip}");
         }
         world.heal();
-        advance_with_clients(&mut world, SETTLED);
+        advance_with_clients(&mut world, SETTLING_TIME);
         check(&world);
     });
 }
 
 #[test]
-fn mutually_heard_nodes_stay_neighbours_in_silence() {
+fn nodes_once_heard_stay_neighbours_while_silent() {
     seeds(20, |seed| {
         let racks = [BTreeSet::from([0, 1]), BTreeSet::from([2, 3])];
         let mut world = World::new(seed, 4, 5);
         world.partition(&racks[0]);
         world.start_all();
-        world.advance(SETTLED);
+        world.advance(SETTLING_TIME);
         let pairs = || (0..4).flat_map(|a| (0..4).map(move |b| (a, b))).filter(|(a, b)| a != b);
         for (a, b) in pairs() {
             let together = racks.iter().any(|rack| rack.contains(&a) && rack.contains(&b));
             assert_eq!(world.neighbour(a, b), together.then_some(mac(b)), "{a} of {b}");
         }
         world.heal();
-        world.advance(SETTLED);
+        world.advance(SETTLING_TIME);
         world.crash(3);
         world.advance(Duration::from_secs(20));
         for (a, b) in pairs().filter(|(a, _)| *a != 3) {
@@ -118,22 +118,22 @@ fn returning_isolated_node_takes_no_address() {
         let mut world = settled_world(seed, nodes, 20);
         let lost = world.random.next_below(nodes);
         world.isolate(lost, true);
-        world.advance(ms(400) + SETTLED);
-        // Clients are with the other nodes.
+        world.advance(ms(400) + SETTLING_TIME);
+        // Clients use the other nodes.
         let others: BTreeMap<IpAddr, Vec<usize>> = world
             .all_owners()
             .into_iter()
             .map(|(lb_ip, owners)| (lb_ip, owners.into_iter().filter(|owner| *owner != lost).collect()))
             .collect();
         assert!(others.values().all(|owners| owners.len() == 1), "the other nodes own all: {others:?}");
-        let announcement_count = world.last_announcements.clone();
+        let before = world.last_announcements.clone();
         world.isolate(lost, false);
-        let pause = world.random.time(Duration::ZERO, SETTLED);
+        let pause = world.random.time(Duration::ZERO, SETTLING_TIME);
         world.advance(pause);
-        world.advance(SETTLED);
+        world.advance(SETTLING_TIME);
         assert_eq!(world.all_owners(), others);
         check(&world);
-        for (lb_ip, seen) in announcement_count {
+        for (lb_ip, seen) in before {
             assert_eq!(world.last_announcements[&lb_ip].node, seen.node);
         }
     });
@@ -146,14 +146,14 @@ fn one_way_cut_leaves_one_owner() {
         let mut world = settled_world(seed, nodes, 10);
         let (a, b) = (world.random.next_below(nodes), world.random.next_below(nodes));
         world.cut(a, b, a != b);
-        // Other nodes vouch for the node that is not heard, but not forever.
-        world.advance(ms(1500) + SETTLED);
+        // Other nodes vouch for the node that is not heard, but only for about a second.
+        world.advance(ms(1500) + SETTLING_TIME);
         check(&world);
         let before = world.all_owners();
         world.advance(ms(3000));
         assert_eq!(world.all_owners(), before);
         world.heal();
-        world.advance(SETTLED);
+        world.advance(SETTLING_TIME);
         check(&world);
         assert_eq!(world.all_owners(), before, "healing moves nothing");
     });
@@ -170,15 +170,17 @@ fn deaf_node_loses_its_addresses() {
         world.cut(nodes, 0, true);
         let before: BTreeSet<IpAddr> =
             sole_owners(&world).into_iter().filter(|(_, owner)| *owner == 0).map(|(lb_ip, _)| lb_ip).collect();
-        let took = world.advance_until(SETTLED, |world| before.iter().all(|lb_ip| world.owners(*lb_ip).len() == 2));
+        let took =
+            world.advance_until(SETTLING_TIME, |world| before.iter().all(|lb_ip| world.owners(*lb_ip).len() == 2));
         assert!(took.expect("another node takes them") <= WINDOW * 2 + INTERVAL * 2, "{took:?}");
-        // It cannot know of the takeover. But it announces nothing, so clients stay with the new owners.
+        // The deaf node cannot know of the takeover. But it announces nothing unasked, so clients stay with the new
+        // owners.
         world.advance(Duration::from_secs(70));
         for lb_ip in before {
             assert_ne!(world.last_announcements[&lb_ip].node, 0, "{}", event_log(&world, lb_ip));
         }
         world.heal();
-        world.advance(SETTLED);
+        world.advance(SETTLING_TIME);
         check(&world);
     });
 }
@@ -191,7 +193,7 @@ fn two_nodes_converge_after_any_separation() {
         world.isolate(0, true);
         world.advance(cut);
         world.heal();
-        world.advance(SETTLED);
+        world.advance(SETTLING_TIME);
         check(&world);
     });
 }

@@ -10,10 +10,10 @@ use crate::world::{INTERVAL, Network, Random, WINDOW, World, lb_ip};
 use crate::{check, disturb, event_log, ms, settled_world, sole_owners};
 
 /// After this time even a preferred node that has just returned owns its addresses.
-const DONE: Duration = PREFERRED_AFTER.saturating_add(Duration::from_millis(1500));
+const MOVE_TIME: Duration = PREFERRED_AFTER.saturating_add(Duration::from_millis(1500));
 
-/// Advances while each address has one or two owners at every moment.
-fn without_a_gap(world: &mut World, time: Duration, done: impl Fn(&World) -> bool) -> Option<Duration> {
+/// Advances until `done` returns true, for at most `time`. Checks that each address always has one or two owners.
+fn advance_without_a_gap(world: &mut World, time: Duration, done: impl Fn(&World) -> bool) -> Option<Duration> {
     world.advance_until(time, |world| {
         for (lb_ip, owners) in world.all_owners() {
             assert!((1..=2).contains(&owners.len()), "{lb_ip} is owned by {owners:?}\n{}", event_log(world, lb_ip));
@@ -26,8 +26,8 @@ fn others(world: &World, node: usize) -> BTreeSet<usize> {
     (0..world.nodes()).filter(|other| *other != node).collect()
 }
 
-/// A cluster with one address, for which a node other than its owner is preferred. Returns that node as well.
-fn preferring(seed: u64) -> (World, usize) {
+/// A LAN with one address, for which a node other than its owner is preferred. Also returns the preferred node.
+fn world_with_preferred_node(seed: u64) -> (World, usize) {
     let mut world = settled_world(seed, 3, 1);
     world.advance(PREFERRED_AFTER);
     let owner = sole_owners(&world)[&lb_ip(0)];
@@ -40,15 +40,15 @@ fn preferring(seed: u64) -> (World, usize) {
 #[test]
 fn address_moves_to_the_preferred_node_without_a_gap() {
     seeds(20, |seed| {
-        let (mut world, preferred) = preferring(seed);
-        let took = without_a_gap(&mut world, ms(1000), |world| world.owners(lb_ip(0)) == [preferred]);
+        let (mut world, preferred) = world_with_preferred_node(seed);
+        let took = advance_without_a_gap(&mut world, ms(1000), |world| world.owners(lb_ip(0)) == [preferred]);
         assert!(took.expect("it moves") <= INTERVAL, "{took:?}\n{}", event_log(&world, lb_ip(0)));
-        world.advance(DONE);
+        world.advance(MOVE_TIME);
         check(&world);
         // Equal preferences never move an address.
         for preference in [0, 7] {
             world.set_preferences(lb_ip(0), &[preference; 3]);
-            without_a_gap(&mut world, DONE, |_| false);
+            advance_without_a_gap(&mut world, MOVE_TIME, |_| false);
             assert_eq!(world.owners(lb_ip(0)), [preferred], "{}", event_log(&world, lb_ip(0)));
         }
     });
@@ -57,8 +57,8 @@ fn address_moves_to_the_preferred_node_without_a_gap() {
 #[test]
 fn dead_preferred_node_is_replaced_and_regains_its_address() {
     seeds(20, |seed| {
-        let (mut world, preferred) = preferring(seed);
-        world.advance(DONE);
+        let (mut world, preferred) = world_with_preferred_node(seed);
+        world.advance(MOVE_TIME);
         assert_eq!(world.owners(lb_ip(0)), [preferred]);
         world.crash(preferred);
         let crash = world.now;
@@ -69,11 +69,11 @@ fn dead_preferred_node_is_replaced_and_regains_its_address() {
         world.advance(ms(1500));
         world.start(preferred);
         let back = world.now;
-        without_a_gap(&mut world, PREFERRED_AFTER - ms(1), |world| {
+        advance_without_a_gap(&mut world, PREFERRED_AFTER - ms(1), |world| {
             assert_ne!(world.owners(lb_ip(0)), [preferred], "it may die again");
             false
         });
-        let took = without_a_gap(&mut world, DONE, |world| world.owners(lb_ip(0)) == [preferred]);
+        let took = advance_without_a_gap(&mut world, MOVE_TIME, |world| world.owners(lb_ip(0)) == [preferred]);
         let took = took.map(|_| world.now - back).expect("it regains the address");
         assert!(took <= PREFERRED_AFTER + ms(500), "{took:?}\n{}", event_log(&world, lb_ip(0)));
         world.advance(ms(1500));
@@ -106,7 +106,7 @@ fn most_preferred_live_node_owns_after_any_disturbance() {
                 .into_iter()
                 .for_each(|n| world.start(n));
             world.network = Network { loss: 0.0, straggle: 0.0 };
-            world.advance(ms(2000) + DONE);
+            world.advance(ms(2000) + MOVE_TIME);
             check(&world);
             let before = world.all_owners();
             for (lb_ip, owners) in &before {
@@ -119,7 +119,7 @@ fn most_preferred_live_node_owns_after_any_disturbance() {
                     event_log(&world, *lb_ip)
                 );
             }
-            world.advance(DONE);
+            world.advance(MOVE_TIME);
             assert_eq!(world.all_owners(), before, "an address moved without a cause");
         }
     });
@@ -136,19 +136,19 @@ fn nodes_with_different_snapshots_move_an_address_once() {
         // The owner does not know that another node is preferred.
         world.set_blind(owner, true);
         world.set_preferences(lb_ip(0), &preferring(other));
-        world.advance(DONE);
+        world.advance(MOVE_TIME);
         assert_eq!(world.owners(lb_ip(0)), [owner], "only the owner can cede it");
-        // Now each node prefers a different one.
+        // Now the snapshots of the nodes prefer different nodes. The owner reads the newest preferences once.
         world.set_blind(other, true);
         world.set_preferences(lb_ip(0), &preferring(third));
         world.set_blind(third, true);
         world.set_blind(owner, false);
         world.set_blind(owner, true);
-        // It moves once. If two nodes then claim it, one of them yields.
+        // The address moves once. If two nodes then claim it, one of them yields.
         world.advance(INTERVAL);
         let (after, count) = (world.all_owners(), world.events.len());
         assert_eq!(after[&lb_ip(0)].len(), 1);
-        world.advance(DONE * 3);
+        world.advance(MOVE_TIME * 3);
         assert_eq!((world.all_owners(), &world.events[count..]), (after, [].as_slice()));
     });
 }
@@ -164,7 +164,6 @@ pub fn drain_in_any_order(seed: u64) {
     let nodes = 2 + seed as usize % 3;
     let mut world = settled_world(seed, nodes, 10);
     let drained = world.random.next_below(nodes);
-    // The nodes hear of the drain one after the other.
     (0..nodes).for_each(|node| world.set_blind(node, true));
     let left = others(&world, drained);
     for lb_ip in world.lb_ips() {
@@ -175,12 +174,12 @@ pub fn drain_in_any_order(seed: u64) {
     for node in order {
         world.set_blind(node, false);
         let pause = world.random.time(Duration::ZERO, ms(1000));
-        without_a_gap(&mut world, pause, |_| false);
+        advance_without_a_gap(&mut world, pause, |_| false);
     }
     let gone = |world: &World| world.all_owners().values().all(|owners| owners.len() == 1 && owners[0] != drained);
-    without_a_gap(&mut world, ms(500), gone).expect("other nodes take over");
+    advance_without_a_gap(&mut world, ms(500), gone).expect("other nodes take over");
     let after = world.all_owners();
-    world.advance(DONE);
+    world.advance(MOVE_TIME);
     check(&world);
     assert_eq!(world.all_owners(), after);
     // When the node is a candidate again, nothing moves.
@@ -188,7 +187,7 @@ pub fn drain_in_any_order(seed: u64) {
     for lb_ip in world.lb_ips() {
         world.set_candidates(lb_ip, Some(&all));
     }
-    world.advance(DONE);
+    world.advance(MOVE_TIME);
     assert_eq!(world.all_owners(), after);
 }
 
@@ -206,10 +205,10 @@ fn drained_node_waits_briefly_for_its_successors_kernel() {
                 world.set_candidates(lb_ip, Some(&left));
             }
             if waits {
-                without_a_gap(&mut world, INELIGIBLE_GRACE - ms(100), |_| false);
+                advance_without_a_gap(&mut world, INELIGIBLE_GRACE - ms(100), |_| false);
                 world.set_forwarding_stuck(other, false);
                 let taken = |world: &World| world.all_owners().values().all(|owners| *owners == [other]);
-                without_a_gap(&mut world, ms(50), taken).expect("it is handed over");
+                advance_without_a_gap(&mut world, ms(50), taken).expect("the other node takes over");
             } else {
                 let gone = |world: &World| world.all_owners().values().all(Vec::is_empty);
                 world.advance_until(INELIGIBLE_GRACE + ms(500), gone).expect("the ineligible owner stops");
@@ -237,14 +236,14 @@ fn node_without_the_requested_link_is_not_awaited() {
         let only = world.random.next_below(nodes);
         world.rename_link(only, "eth1");
         world.advance(ms(200));
-        // The other nodes hear, on their eth0, a node whose name for the same LAN is eth1. New addresses are allowed
-        // there only.
+        // The link of this node to the LAN is named eth1 now. The other nodes still hear it on their eth0. New
+        // addresses may be announced only on links that are named eth1.
         let new: Vec<_> = (20..30).map(lb_ip).collect();
         world.restrict_to_link(&new, "eth1");
         let begun = world.now;
         let taken = |world: &World| new.iter().all(|lb_ip| world.owners(*lb_ip) == [only]);
         let took = world.advance_until(ms(1000), taken).expect("it announces them");
-        // Probing takes 120 ms. A better candidate would be awaited for 100 ms.
+        // Probing takes 120 ms. A wait for a better candidate would take 100 ms more.
         assert!(took <= ms(130), "another node was awaited: {took:?} after {begun:?}");
         world.advance(ms(1500));
         check(&world);

@@ -6,7 +6,7 @@ use speaker::metrics::Event;
 use speaker::wire::frame::Channel;
 
 use crate::world::{World, key};
-use crate::{SETTLED, check, ms, seeds, settled_world, sole_owners};
+use crate::{SETTLING_TIME, check, ms, seeds, settled_world, sole_owners};
 
 #[test]
 fn replayed_packets_move_nothing_and_revive_no_node() {
@@ -15,11 +15,11 @@ fn replayed_packets_move_nothing_and_revive_no_node() {
         let mut world = World::new(seed, nodes, 10);
         world.recorded = Some(Vec::new());
         world.start_all();
-        world.advance(SETTLED);
+        world.advance(SETTLING_TIME);
         // Each node restarts once, so that packets of former incarnations are recorded as well.
         for node in 0..nodes {
             world.start(node);
-            world.advance(SETTLED);
+            world.advance(SETTLING_TIME);
         }
         check(&world);
         let before = sole_owners(&world);
@@ -46,11 +46,11 @@ fn replayed_packets_move_nothing_and_revive_no_node() {
         // A dead node stays dead although its last packets are replayed.
         let victim = world.random.next_below(nodes);
         world.crash(victim);
-        replay(&mut world, SETTLED);
+        replay(&mut world, SETTLING_TIME);
         check(&world);
         // The restarted node is believed, although its old packets are replayed meanwhile.
         world.start(victim);
-        replay(&mut world, SETTLED);
+        replay(&mut world, SETTLING_TIME);
         check(&world);
         assert!(world.all_owners().values().all(|owners| owners.len() == 1));
     });
@@ -65,12 +65,12 @@ fn packets_under_an_unknown_key_are_dropped_and_counted() {
     world.advance(speaker::wire::seal::GRACE - ms(1000));
     assert!(world.events.iter().all(|(when, _, _)| *when <= at), "{:?}", world.events.last());
     check(&world);
-    world.advance(ms(1000) + SETTLED);
+    world.advance(ms(1000) + SETTLING_TIME);
     let alone = world.machine(0).expect("it runs").counters().dropped;
     let other = world.machine(1).expect("it runs").counters().dropped;
     assert!(alone.unsealed > 10 && other.unsealed > 10, "{alone:?} {other:?}");
     world.set_keys(0, key(0));
-    world.advance(SETTLED);
+    world.advance(SETTLING_TIME);
     check(&world);
 }
 
@@ -86,12 +86,12 @@ fn key_rotation_has_no_effect() {
                 world.set_keys(node, key(generation));
             }
         }
-        world.advance(speaker::wire::seal::GRACE + SETTLED);
+        world.advance(speaker::wire::seal::GRACE + SETTLING_TIME);
         assert_eq!(sole_owners(&world), before);
         assert_eq!(world.events.len(), events, "{:?}", &world.events[events..]);
         // A starting node has the new key only.
         world.start(1);
-        world.advance(SETTLED);
+        world.advance(SETTLING_TIME);
         check(&world);
     });
 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use speaker::metrics::Event;
 
 use crate::world::World;
-use crate::{SETTLED, check, ms, seeds, settled_world, sole_owners};
+use crate::{SETTLING_TIME, check, ms, seeds, settled_world, sole_owners};
 
 #[test]
 fn resumed_node_takes_nothing_back() {
@@ -22,7 +22,7 @@ fn resumed_node_takes_nothing_back() {
         let others = world.all_owners();
         assert!(others.values().all(|owners| owners.len() == 1), "the other nodes own all: {others:?}");
         let frames = world.announcement_count;
-        world.advance(SETTLED);
+        world.advance(SETTLING_TIME);
         assert_eq!(world.all_owners(), others);
         assert_eq!(world.announcement_count > frames, owned, "the new owners announce again");
         check(&world);
@@ -55,7 +55,7 @@ fn new_announcements(world: &World, first: usize) -> BTreeMap<IpAddr, usize> {
 }
 
 #[test]
-fn starving_owner_loses_each_of_thousands_once() {
+fn starving_owner_loses_each_address_only_once() {
     let mut world = settled_world(3, 3, 5000);
     world.advance(ms(5000));
     let before = sole_owners(&world);
@@ -72,7 +72,7 @@ fn starving_owner_loses_each_of_thousands_once() {
     assert!(lost.len() > 1500, "{}", lost.len());
     assert_eq!(moved.keys().copied().collect::<BTreeSet<_>>(), lost);
     assert!(moved.values().all(|count| *count == 1), "they move to and fro");
-    // The new owner announces each six times in two forms, and the former owner may announce it once more.
+    // The new owner announces each address six times in two forms. The former owner may announce it once more.
     let frames = world.announcement_count - frames;
     assert!(frames < 5000 * 16, "{frames} frames: a storm");
 }
@@ -83,7 +83,7 @@ fn late_owner_that_is_not_missed_stays_quiet() {
     world.advance(ms(5000));
     let (before, frames) = (sole_owners(&world), world.announcement_count);
     for _ in 0..20 {
-        // Peers miss it after 150 ms, and its last Hello is up to 50 ms old.
+        // Peers declare the owner dead after a silence of 150 ms, and its last Hello is up to 50 ms old.
         let late = world.random.time(ms(60), ms(95));
         world.suspend(0, late);
         world.advance(ms(300));

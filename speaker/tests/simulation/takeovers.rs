@@ -7,7 +7,7 @@ use std::time::Duration;
 use speaker::metrics::Cause;
 
 use crate::world::{INTERVAL, Network, WINDOW, World};
-use crate::{SETTLED, check, ms, seeds, settled_world, sole_owners};
+use crate::{SETTLING_TIME, check, ms, seeds, settled_world, sole_owners};
 
 #[test]
 fn crashed_nodes_addresses_are_announced_within_a_window() {
@@ -20,7 +20,7 @@ fn crashed_nodes_addresses_are_announced_within_a_window() {
             before.iter().filter(|(_, owner)| **owner == victim).map(|(lb_ip, _)| *lb_ip).collect();
         let pause = world.random.time(Duration::ZERO, INTERVAL);
         world.advance(pause);
-        // The number of takeovers from dead nodes, and of those after a silence of more than 200 ms.
+        // The number of takeovers from dead nodes, and the number of those after a silence of more than 200 ms.
         let counted = |world: &World| {
             let machines = (0..nodes).filter(|n| *n != victim).filter_map(|n| world.machine(n));
             let died = machines.map(|machine| machine.counters().takeovers.silences(Cause::Died).counts);
@@ -42,12 +42,12 @@ fn crashed_nodes_addresses_are_announced_within_a_window() {
         for (lb_ip, owner) in &before {
             assert!(orphans.contains(lb_ip) || after[lb_ip] == *owner, "{lb_ip} moved");
         }
-        world.advance(SETTLED);
+        world.advance(SETTLING_TIME);
         check(&world);
         assert_eq!(sole_owners(&world), after, "a node stepped in without need");
         // No failback.
         world.start(victim);
-        world.advance(SETTLED);
+        world.advance(SETTLING_TIME);
         assert_eq!(sole_owners(&world), after);
     });
 }

@@ -2,8 +2,7 @@
 //! delays, reorders and cuts frames.
 //!
 //! One seed determines the whole run. Tests act on the LAN ([`actions`], [`faults`]) and inspect it ([`queries`]). The
-//! [`observer`] checks it at each step.
-//! [`World::record_frame`] counts and checks each frame that a node sends.
+//! [`observer`] checks it at each step, and [`World::record_frame`] counts and checks each frame that a node sends.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -40,7 +39,7 @@ pub const INTERVAL: Duration = Config::INTERVAL;
 /// The time after which a silent node is dead.
 pub const WINDOW: Duration = Duration::from_millis(150);
 
-/// The index of the link to the first LAN. Those of the others follow.
+/// The index of the link to the first LAN. The links to the other LANs have the next indices.
 const LINK: u32 = 2;
 
 /// How the network loses and delays frames.
@@ -54,9 +53,11 @@ pub struct Network {
 
 /// A future step of the simulation.
 enum Scheduled {
+    /// The loop of a node wakes.
     Wake(usize),
     /// A frame arrives at a node on a LAN.
     Arrive(usize, usize, Channel, Arc<[u8]>),
+    /// The kernel of a node forwards these addresses from now on.
     Forward(usize, Arc<BTreeSet<IpAddr>>),
     /// The kernel of a node reports the link to a LAN as it is now.
     ReportLink(usize, usize),
@@ -82,6 +83,7 @@ pub struct World {
     hosts: Vec<Host>,
     /// `cut[lan][a][b]`: no frame gets from a to b. The last row and the last column stand for the clients.
     cut: Vec<Vec<Vec<bool>>>,
+    /// The addresses that the nodes should announce.
     wanted: SharedMap<IpAddr, AnnouncementPolicy>,
     queue: BinaryHeap<Reverse<(Duration, u64)>>,
     scheduled: BTreeMap<u64, Scheduled>,
@@ -114,7 +116,7 @@ impl World {
         Self::with_lans(seed, nodes, lb_ips, 1)
     }
 
-    /// The same, but each node has a link to each of `lans` LANs. The addresses are on the first one.
+    /// Like [`World::new`], but each node has a link to each of `lans` LANs. The addresses are on the first LAN.
     pub fn with_lans(seed: u64, nodes: usize, lb_ips: usize, lans: usize) -> Self {
         let mut random = Random::new(seed);
         let all: Arc<Candidates> = Arc::new((0..nodes).map(name).collect());
@@ -198,7 +200,7 @@ impl World {
         self.queue.push(Reverse((at, self.count)));
     }
 
-    /// The time of the node's monotonic clock, and of its wall clock.
+    /// The values of the node's monotonic clock and of its wall clock.
     fn clocks(&self, node: usize) -> (Duration, Duration) {
         let host = &self.hosts[node];
         let now = host.paused_at.unwrap_or(self.now);
@@ -224,7 +226,7 @@ impl World {
         let was_suspended = machine.record_wake(clock);
         let backlog = std::mem::take(&mut host.backlog).into_iter();
         let (routine, prompt): (Vec<_>, Vec<_>) = backlog.partition(|it| is_routine(it.channel, &it.bytes));
-        // Whatever the wall clock shows, the frames arrived after the last read.
+        // The frames arrived after the last read of the sockets, whatever the wall clock shows.
         let max_age = clock.saturating_sub(host.read_at);
         for it in routine.into_iter().filter(|_| !was_suspended) {
             let age = wall.saturating_sub(it.wall).min(max_age);
@@ -238,7 +240,7 @@ impl World {
         self.poll_host(node, clock);
     }
 
-    /// Does the work of a round of a node's loop.
+    /// Polls the machine of a node, and applies its output.
     fn poll_host(&mut self, node: usize, clock: Duration) {
         let host = &mut self.hosts[node];
         let Some(machine) = &mut host.machine else { return };
@@ -327,8 +329,8 @@ impl World {
         };
         assert_eq!((station, group), (&mac_on(lan, from).octets()[..], true), "an announcement of another station");
         self.announcement_count += 1;
-        // A burst sends two frames at once. A contest, a resumption or a new quorum starts it again. More frames in
-        // 100 ms are a storm.
+        // A burst sends two frames at once. A contest, a resumption or a new quorum starts the burst again. More than
+        // 16 frames in 100 ms are a storm.
         let (since, count) = self.recent.entry((from, lan, lb_ip)).or_insert((self.now, 0));
         if *since + Duration::from_millis(100) < self.now {
             (*since, *count) = (self.now, 0);

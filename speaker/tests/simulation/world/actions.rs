@@ -37,7 +37,7 @@ impl World {
         self.run_host(node, None);
     }
 
-    /// Starts all speakers, one after the other within a second.
+    /// Starts all speakers, each at most 300 ms after the one before.
     pub fn start_all(&mut self) {
         for node in 0..self.nodes() {
             self.start(node);
@@ -52,7 +52,7 @@ impl World {
         self.observe();
     }
 
-    /// Stops the speaker of a node in order.
+    /// Requests the speaker of a node to stop.
     pub fn stop(&mut self, node: usize) {
         self.hosts[node].unread.leave = true;
         self.run_host(node, None);
@@ -126,7 +126,7 @@ impl World {
         (0..self.nodes()).for_each(|node| self.deliver_snapshot(node));
     }
 
-    /// Sets the preferences of all nodes for an address. All of them may announce it.
+    /// Sets the preference for each node, for one address. All nodes may announce the address.
     pub fn set_preferences(&mut self, lb_ip: IpAddr, preferences: &[u32]) {
         let candidate = |(node, preference): (usize, &u32)| {
             (name(node), Candidate { preference: *preference, ..Candidate::default() })

@@ -1,8 +1,8 @@
 //! A model of the API: the records of the addresses, which the reporter of each node writes and all nodes watch.
 //!
-//! Reports follow the rules of the agent (`agent/src/report/difference.rs`): a node adds its own entry, and removes its
-//! own and those of nodes whose claim it has taken over. Each write names the version that it is based on. A speaker
-//! gets back the greatest epoch in the record.
+//! Reports follow the rules of the agent (`agent/src/report/difference.rs`). A node adds and removes its own entry. It
+//! also removes the entries of nodes from which it has taken the address over. Each write names the version that it is
+//! based on. A speaker gets back the greatest epoch in the record.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -111,7 +111,7 @@ impl World {
         self.schedule_report(node);
     }
 
-    /// Lets a node compare its announcements with the records soon.
+    /// Schedules the next comparison of a node's announcements with the records.
     pub(super) fn schedule_report(&mut self, node: usize) {
         self.schedule_report_at(node, self.now + PUBLISH_INTERVAL);
     }
@@ -192,7 +192,7 @@ impl World {
         }
     }
 
-    /// Receives a record at a node. A changed epoch goes to the speaker.
+    /// Receives a record at a node, and passes its epoch to the speaker.
     fn receive_record(&mut self, node: usize, lb_ip: IpAddr, record: Record) {
         let host = &mut self.hosts[node];
         let is_newer = host.api.known.get(&lb_ip).is_none_or(|known| known.version < record.version);

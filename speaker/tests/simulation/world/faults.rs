@@ -8,8 +8,8 @@ use super::{Scheduled, World};
 const LINK_REPORT: Duration = Duration::from_millis(5);
 
 impl World {
-    /// Removes or restores the carrier of a node's link to a LAN. The speaker hears of it a little later: without
-    /// carrier the link leaves the list of links, with carrier it is in the list again.
+    /// Removes or restores the carrier of a node's link to a LAN. A little later the speaker gets the new list of
+    /// links, which has only the links with a carrier.
     pub fn set_carrier(&mut self, node: usize, lan: usize, carrier: bool) {
         if std::mem::replace(&mut self.hosts[node].links[lan].has_carrier, carrier) == carrier {
             return;
@@ -58,12 +58,13 @@ impl World {
         self.suspend(node, time);
     }
 
-    /// Ends a pause that is over: the clocks go on from where they were stopped.
+    /// Ends a pause whose time is over.
     pub(super) fn end_pause(&mut self, node: usize) {
         let now = self.now;
         let host = &mut self.hosts[node];
         if let Some(since) = host.paused_at.take_if(|_| host.suspended_until <= now) {
-            // The wall clock is set right at once. The frames get their time of arrival only now.
+            // The monotonic clock continues from the pause, and the wall clock is correct again at once. The frames get
+            // their time of arrival only now.
             host.clock -= now - since;
             let (clock, wall) = (host.clock + now, host.wall + now);
             host.backlog.iter_mut().filter(|it| it.at == clock).for_each(|it| it.wall = wall);

@@ -45,15 +45,16 @@ pub(super) struct Unread {
     pub snapshot: Option<Arc<Snapshot>>,
 }
 
+/// A node, with or without a speaker.
 pub(super) struct Host {
     pub machine: Option<Machine>,
     pub starts: u64,
     /// The value of the node's monotonic clock when the world's clock is zero.
     pub clock: Duration,
-    /// The same for its wall clock. Those of all nodes agree until one is set.
+    /// The value of its wall clock at that time. The wall clocks of all nodes agree until one of them is set.
     pub wall: Duration,
     pub suspended_until: Duration,
-    /// When the node was paused: its clocks show this time of the world.
+    /// The world's time at which the node was paused. Its clocks stand still at that time.
     pub paused_at: Option<Duration>,
     /// Whether the node was suspended or paused since its last round.
     pub slept: bool,
@@ -62,7 +63,7 @@ pub(super) struct Host {
     /// The value of its clock when it last read its sockets.
     pub read_at: Duration,
     pub unread: Unread,
-    /// Whether routine Hellos may wait in its sockets until its next round.
+    /// Whether routine Hellos may wait in the node's sockets until its next round.
     pub idle: bool,
     /// The time of its next round, if no frame arrives before.
     pub wake: Option<Duration>,
@@ -157,7 +158,8 @@ impl Host {
         }
     }
 
-    /// The LAN of the link with this name. (A renamed link is one of the first LAN.)
+    /// The LAN of the link with this name. If no link has the name, a link to the first LAN had it: only those are
+    /// renamed.
     pub fn lan(&self, link: &str) -> usize {
         self.links.iter().position(|known| known.name == link).unwrap_or(0)
     }

@@ -1,5 +1,4 @@
-//! Checks the invariant of announcers at each step: of two nodes that announce an address on a LAN, clients hear both
-//! only shortly.
+//! Checks an invariant at each step: clients hear several announcers of an address on a LAN only for a limited time.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -7,14 +6,15 @@ use std::time::Duration;
 
 use super::World;
 
-/// Which addresses have several announcers that clients hear.
+/// The addresses with several announcers that clients hear.
 #[derive(Default)]
 pub struct Observer {
-    /// How long an address may have several announcers after a fault; `None` if the test does not check that.
+    /// The longest time that an address may have several announcers after a fault; `None` if the test does not check
+    /// it.
     pub limit: Option<Duration>,
-    /// The addresses that have several, each with its LAN and since when.
+    /// The addresses that have several announcers, each with its LAN, and the time since when.
     doubles: BTreeMap<(usize, IpAddr), Duration>,
-    /// The longest time that an address had several.
+    /// The longest time that an address had several announcers.
     pub longest: Duration,
 }
 
@@ -45,6 +45,8 @@ impl World {
         self.observer.doubles = doubles.map(|(at, _)| (at, before.get(&at).copied().unwrap_or(self.now))).collect();
     }
 
+    /// Checks the time for which addresses have had several announcers.
+    ///
     /// # Panics
     /// If clients have heard several announcers of an address for too long.
     pub(super) fn check_announcers(&mut self) {

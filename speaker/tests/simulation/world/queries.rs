@@ -38,7 +38,7 @@ impl World {
         owners
     }
 
-    /// The addresses that awake nodes announce on another LAN than their own: each with the node.
+    /// The addresses that awake nodes announce on a LAN to which the address does not belong, each with the node.
     pub fn misplaced_announcements(&self) -> Vec<(usize, IpAddr)> {
         let awake = self.hosts.iter().enumerate().filter(|(_, host)| host.suspended_until <= self.now);
         let owned = awake.flat_map(|(node, host)| host.owned.iter().map(move |(lan, lb_ip)| (node, *lan, *lb_ip)));
@@ -76,14 +76,14 @@ impl World {
         self.hosts[node].machine.as_ref()
     }
 
-    /// The last node to announce `lb_ip` so that clients heard it; `None` if that speaker is gone.
+    /// The last node whose announcement of `lb_ip` the clients heard; `None` if its speaker has ended since.
     pub fn last_announcer(&self, lb_ip: IpAddr) -> Option<usize> {
         let seen = self.last_announcements.get(&lb_ip)?;
         let host = &self.hosts[seen.node];
         (host.machine.is_some() && host.starts == seen.start).then_some(seen.node)
     }
 
-    /// When a node last announced `lb_ip`, to within 100 ms, heard or not.
+    /// When a node last announced `lb_ip`, with an error of at most 100 ms. The clients need not have heard it.
     pub fn last_announced_by(&self, node: usize, lb_ip: IpAddr) -> Option<Duration> {
         self.recent.get(&(node, lan_of(lb_ip), lb_ip)).map(|(at, _)| *at)
     }
