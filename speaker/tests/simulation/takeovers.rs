@@ -78,7 +78,7 @@ fn five_thousand_addresses_move_at_once() {
 
 #[test]
 fn large_cluster_bounds_packet_rate_and_replaces_dead_nodes() {
-    // With few nodes, late peers are probed, which adds some packets.
+    // With few nodes, probes of late peers add some packets.
     for (nodes, interval, packets) in [(3, 50, 46.0), (50, 98, 520.0), (100, 198, 520.0)] {
         let interval = ms(interval);
         let mut world = World::new(nodes as u64, nodes, 200);
