@@ -12,7 +12,7 @@ LAB := target/debug/lab
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: ## Install and build the lab (once; about ten minutes on two cores)
+setup: ## Install and build the lab, Landfall and its image (once; about ten minutes on two cores)
 	@tests/setup.sh
 
 doctor: ## Check whether this machine can run the lab, and how to fix it (a second)
@@ -41,7 +41,7 @@ bench: setup ## Measure time from Service to address and first answer, memory, s
 	@cargo build --quiet --locked --workspace --bin first-light --test whole_run
 	@target/debug/first-light
 
-bench-controller: setup ## Measure the controller beside a bare loop with the same writes (a long run; QUICK=1: five minutes)
+bench-controller: setup ## Measure the controller beside a loop that only sends the same writes (a long run; QUICK=1: five minutes)
 	@cargo build --quiet --release --locked --target x86_64-unknown-linux-musl -p bench
 	@target/x86_64-unknown-linux-musl/release/bench-controller $(if $(QUICK),--quick)
 
@@ -68,7 +68,7 @@ bench-compare: ## Compare the figures of the last runs with the accepted ones (A
 	@cargo build --quiet --release --locked --target x86_64-unknown-linux-musl -p bench --bin bench-compare
 	@target/x86_64-unknown-linux-musl/release/bench-compare $(if $(ACCEPT),--accept)
 
-lab-up: setup ## Start a cluster to try things on: NAME=demo ARGS='--nodes 3 --kube-proxy none'
+lab-up: setup ## Start a cluster for experiments: NAME=demo ARGS='--nodes 3 --kube-proxy none'
 	@$(LAB) up $(NAME) $(ARGS)
 
 lab-down: ## Remove a cluster: NAME=demo

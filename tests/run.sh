@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs everything CI checks: the program in tests/ci, which runs all stages and decides. The last line of the output is
-# always `N passed, N failed, N skipped`. docs/dev/testing.md explains the rules.
+# Runs everything that CI checks: starts the program in tests/ci, which runs all stages and decides whether the run
+# passes. The last line of the output is always `N passed, N failed, N skipped`. docs/dev/testing.md explains the rules.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

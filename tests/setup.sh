@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Builds everything that the demo and the tests run: the lab's programs (Kubernetes among them), Landfall's binary, its
-# image, and the tools. Takes about ten minutes on a fresh machine with two cores. Later runs build only changed parts,
-# and take seconds otherwise.
+# image, and the tools. The first run takes about ten minutes on two cores. Later runs build only changed parts, and
+# take seconds if nothing has changed.
 #
 #   tests/setup.sh                 everything
 #   tests/setup.sh --only-image    only Landfall's binary and image (needs no root)
-#   tests/setup.sh --with-peers    everything, and the benchmarks' rivals of Landfall (keepalived)
+#   tests/setup.sh --with-peers    everything, and the rivals in benchmarks (keepalived)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -35,7 +35,8 @@ build() {
         ((SECONDS - began < 15 || (SECONDS - began) % 20 != 15)) && continue
         all=${all:-$(crates "$packages")}
         done=$(grep -cE '^ +(Fresh|Compiling) ' "$log" || true)
-        ((done == 0)) || progress "  $done of $all crates, about $(((SECONDS - began) * (all - done) / done + 20)) s to go"
+        ((done == 0)) ||
+            progress "  $done of $all crates, about $(((SECONDS - began) * (all - done) / done + 20)) s left"
         sleep 1
     done
     wait $pid || {
@@ -64,8 +65,8 @@ else
     tests/lab/setup.sh
 fi
 build "Landfall" "landfall" --release --target $target --package landfall
-# Features depend on the selected packages, and on whether a test is selected. With the whole workspace and one small test
-# they are those of `cargo test --workspace`, so all debug builds share each compiled dependency.
+# Cargo selects features by the selected packages, and by whether a test is selected. With the whole workspace and one
+# small test, the features are those of `cargo test --workspace`, so all debug builds share each compiled dependency.
 build "the lab and the demo" "lab demo" --workspace --bin lab --bin demo --test whole_run
 if [ ! "$image" -nt "$binary" ]; then
     progress "building the image $image"
