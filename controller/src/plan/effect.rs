@@ -148,7 +148,7 @@ impl ServicePatch {
         Self { key, resource_version, finalizers: None, ingress: None, conditions: None }
     }
 
-    /// The JSON merge patch (RFC 7386) for `services/status`, which replaces whole lists. This subresource accepts
+    /// The JSON merge patch (RFC 7396) for `services/status`, which replaces whole lists. This subresource accepts
     /// metadata too, so finalizer, address and condition are one write, and a crash cannot separate them.
     pub fn body(&self) -> Value {
         let mut metadata = Map::from_iter([("resourceVersion".to_owned(), json!(self.resource_version.to_string()))]);

@@ -430,7 +430,7 @@ pub fn pool_condition(pool: &IPAddressPool, type_: &str) -> Result<crds::Conditi
     condition.with_context(|| format!("no condition {type_} yet: {conditions:?}"))
 }
 
-/// JSON merge patch (RFC 7386).
+/// JSON merge patch (RFC 7396).
 pub fn merge(target: &mut Value, patch: Value) {
     let Value::Object(patch) = patch else {
         *target = patch;
