@@ -38,7 +38,7 @@ impl Config {
     }
 
     /// How long this node listens before it claims addresses, if peers send Hellos at this interval. In this time each
-    /// peer sends a Hello, even if another one is lost, and answers a request for its claims.
+    /// peer sends a Hello, even if one of its Hellos is lost, and answers a request for its claims.
     pub(crate) fn listening_time(&self, interval: Duration) -> Duration {
         interval * (self.multiplier + 1)
     }

@@ -49,7 +49,7 @@ pub struct Machine {
     /// Addresses that this node still announces although it is no longer a candidate. Each stays on its link until a
     /// successor takes over.
     outgoing: BTreeSet<IpAddr>,
-    /// While the speaker is leaving: when it stops, even if peers have not taken over.
+    /// When the leaving speaker stops, even if peers have not taken over; `None` if it is not leaving.
     stops_by: Option<Duration>,
     is_done: bool,
     deaths: Deaths,
@@ -325,8 +325,8 @@ impl Machine {
         self.segments.values().map(|segment| &segment.link)
     }
 
-    /// The hosts outside the cluster that use an address which this node announces or would announce, each with the
-    /// address and the name of the link.
+    /// The hosts outside the cluster that use an lb_ip, each with the address and the name of the link. This node
+    /// announces the address, or holds it back because of the host.
     pub fn conflicts(&self) -> impl Iterator<Item = (IpAddr, &str, ConflictingHost)> {
         self.segments
             .values()

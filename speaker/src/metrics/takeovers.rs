@@ -57,8 +57,8 @@ pub struct Move {
     pub from: String,
     /// Why it lost the address.
     pub cause: Cause,
-    /// The time from the last Hello of the former owner until this node announced the address, or until the claim if it
-    /// is not announced yet.
+    /// The time from the last Hello of the former owner until this node announced the address. Before the announcement,
+    /// it is the time until the claim.
     pub silence: Duration,
     /// When the former owner was last heard; `None` once this node has announced the address.
     last_heard: Option<Duration>,

@@ -1,8 +1,9 @@
 //! The IPv6 multicast groups that this node joins.
 //!
-//! A packet socket receives without joining, but a switch with MLD snooping forwards a group only to hosts that have
-//! reported it (RFC 4541 §3), and a network card may filter it. So this node joins the groups as an application does:
-//! the kernel sends reports, answers queries, and configures the card. The sockets of this file receive no data.
+//! A packet socket receives the frames of a group that it has not joined. But a switch with MLD snooping forwards a
+//! group only to hosts that have reported it (RFC 4541 §3). A network card may filter it, too. So this node joins the
+//! groups as an application does: the kernel sends reports, answers queries, and configures the card. The sockets of
+//! this file receive no data.
 //!
 //! When [`Groups`] is dropped, the kernel leaves all groups.
 

@@ -7,7 +7,7 @@
 //!   higher [`rank`].
 //! - An address without a claim goes to the best live candidate: the most preferred one, and among equally preferred
 //!   candidates the one with the highest rank. The best candidate claims the next epoch at once. The others wait for
-//!   their turn, and claim only if the best one does not.
+//!   their turn, and claim only if no better candidate has claimed by then.
 //! - There is no failback. A claim ends when a greater one is heard, when its owner must stop announcing, or when its
 //!   owner dies.
 //! - An owner *cedes* an address when it sees a live candidate that is more preferred, or when it is itself no longer a
@@ -18,8 +18,8 @@
 //! - A claim made without a quorum of peers is not backed and keeps the epoch. An isolated node assumes that all peers
 //!   are dead. When it returns, its new claims lose against those of the majority, and its old claims lose against
 //!   those that replaced them: nothing moves.
-//! - With two nodes, neither has a quorum without the other. If one of them has heard any other host on the LAN since
-//!   its peer fell silent, it is not isolated, and its claims are backed. So after a cut, the node that clients could
+//! - With two nodes, neither has a quorum without the other. If one of them has heard another host on the LAN since its
+//!   peer fell silent, it is not isolated. Then its claims are backed. So after a cut, the node that clients could
 //!   reach keeps all addresses. If neither heard any other host, each node has its former addresses again after the
 //!   cut.
 //!

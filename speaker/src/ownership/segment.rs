@@ -76,8 +76,8 @@ pub struct Segment {
     moves: BTreeMap<IpAddr, Move>,
     /// Owned addresses that a peer claims too.
     contested: BTreeSet<IpAddr>,
-    /// Owned addresses that a peer has just begun or ceased to claim. Until this time this node announces each even
-    /// without a quorum.
+    /// Owned addresses that a peer has just begun or ceased to claim, each with a time. Until then this node announces
+    /// the address even without a quorum.
     insist_until: BTreeMap<IpAddr, Duration>,
     /// When this node last reacted to a peer that used an owned address.
     last_defended: BTreeMap<IpAddr, Duration>,

@@ -43,8 +43,8 @@ pub struct Conflict {
     pub since: Timestamp,
 }
 
-/// The announcements to publish. `at` is the time of the machine. An announcement with the same link and epoch as in
-/// `before` is unchanged. A new one begins at `now`.
+/// The announcements to publish. `at` is the current time of the machine, and `now` is the same moment by the system
+/// clock. An announcement with the same link and epoch as in `before` is unchanged. A new one begins at `now`.
 pub(super) fn announcements(machine: &Machine, at: Duration, before: &Announcements, now: Timestamp) -> Announcements {
     let mut all = Announcements::new();
     for (lb_ip, link, claim, moved) in machine.reportable(at) {

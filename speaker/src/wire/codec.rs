@@ -27,10 +27,10 @@
 //! of them have the same id with a probability of 1 in 8,600. Then a peer that hears one of these two seems to hear
 //! both, until one of them restarts.
 //!
-//! The highest bit of an epoch means that the claim is backed, the second one that the claim has ended, and the third
-//! one that its owner cedes the address. A packet of another version is dropped and counted. A change that old speakers
-//! cannot read needs a new version. During an upgrade, speakers must send both versions. Unknown flags and a trailer
-//! are ignored. The whole packet is sealed ([`crate::wire::seal`]).
+//! The three highest bits of an epoch are flags of the claim, from the highest one on: it is backed, it has ended, its
+//! owner cedes the address. A packet of another version is dropped and counted. A change that old speakers cannot read
+//! needs a new version. During an upgrade, speakers must send both versions. Unknown flags and a trailer are ignored.
+//! The whole packet is sealed ([`crate::wire::seal`]).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! The Ethernet and IPv6 headers of frames.
 //!
-//! This file reads and writes addresses whole. `pnet_packet` reads and writes them in pieces of 8 or 16 bits, which
-//! took a sixth of the time to open a Hello or to answer a solicitation.
+//! This file reads and writes addresses whole. `pnet_packet` reads and writes them in pieces of 8 or 16 bits. That took
+//! a sixth of the time to open a Hello or to answer a solicitation.
 
 use std::net::Ipv6Addr;
 

@@ -211,8 +211,8 @@ fn has_valid_checksum(message: &[u8], source: Ipv6Addr, destination: Ipv6Addr) -
 /// The address in the last option of this type: `Some(None)` if there is no such option, `None` if an option is
 /// malformed.
 ///
-/// The function reads the options itself, because `NdpOptionPacket` computes the bytes of an option in a `u8`, and
-/// overflows if the option has 32 units of 8 bytes.
+/// The function reads the options itself. `NdpOptionPacket` computes the bytes of an option in a `u8`, and overflows if
+/// the option has 32 units of 8 bytes.
 fn link_layer_option(mut options: &[u8], wanted: NdpOptionType) -> Option<Option<MacAddr>> {
     let mut link_layer = None;
     while !options.is_empty() {

@@ -12,9 +12,9 @@
 //! new one before the old one expires. A node that has lost the API server needs both keys for longer, so a set can
 //! hold several.
 //!
-//! *Cost.* Sealing or opening a packet of 400 bytes takes 2.4 µs, measured in a debug build (the hash is assembly in
-//! any build) on a processor with SHA instructions. That is 0.25 % of a core at the 1,000 packets per second of a large
-//! cluster.
+//! *Cost.* To seal or open a packet of 400 bytes takes 2.4 µs on a processor with SHA instructions. This was measured
+//! in a debug build, but the hash is assembly in any build. At the 1,000 packets per second of a large cluster, the
+//! seals take 0.25 % of a core.
 //!
 //! A seal proves that a speaker of the cluster sent the packet once, not that it is new: see
 //! [`crate::peers::handshake`].

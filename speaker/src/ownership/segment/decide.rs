@@ -14,7 +14,7 @@ impl Segment {
     pub fn decide(&mut self, context: &mut Context) {
         while let Some((turn, lb_ip)) = self.turns.first().copied().filter(|(turn, _)| *turn <= context.now) {
             self.turns.remove(&(turn, lb_ip));
-            // By now another candidate may own it. Then the turn is void.
+            // By now another candidate may own the address. Then the turn is void.
             if self.orphans.contains_key(&lb_ip) || self.ceding.contains_key(&lb_ip) {
                 self.dirty.insert(lb_ip);
             }

@@ -47,7 +47,7 @@ impl Segment {
     /// Announces an owned address again, because a peer uses it.
     fn defend_against_peer(&mut self, context: &mut Context, lb_ip: IpAddr) {
         let now = context.now;
-        // Two owners that meet must not trigger each other repeatedly.
+        // Two owners that hear each other's announcements must not trigger each other repeatedly.
         if self.last_defended.get(&lb_ip).is_some_and(|at| now < *at + DEFEND_INTERVAL) {
             return;
         }
