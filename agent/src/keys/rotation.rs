@@ -36,7 +36,7 @@ pub(crate) enum Step {
     Wait(Option<Timestamp>),
     /// Create the Secret with these fields.
     Create(Value),
-    /// Change the Secret with this JSON merge patch (RFC 7386). `what` describes the change for the log.
+    /// Change the Secret with this JSON merge patch (RFC 7396). `what` describes the change for the log.
     Patch { what: &'static str, body: Value },
 }
 

@@ -116,7 +116,7 @@ pub(crate) mod tests {
     use k8s_openapi::ByteString;
     use serde_json::{Value, json};
 
-    /// JSON merge patch (RFC 7386), as an API server applies it.
+    /// JSON merge patch (RFC 7396), as an API server applies it.
     pub(crate) fn merge(target: &mut Value, patch: &Value) {
         let Value::Object(fields) = patch else {
             *target = patch.clone();

@@ -50,7 +50,7 @@ impl Difference {
         self.announcers.is_none() && self.first_announced.is_none() && self.conflicts.is_none()
     }
 
-    /// The JSON merge patch (RFC 7386) for `loadbalancerips/status`. It replaces lists as a whole.
+    /// The JSON merge patch (RFC 7396) for `loadbalancerips/status`. It replaces lists as a whole.
     pub(super) fn patch(&self) -> Value {
         let mut status = json!({});
         if let Some(announcers) = &self.announcers {
