@@ -19,8 +19,8 @@
 //! series that cannot start yet stays in the queue until a newer plan replaces it.
 //!
 //! A plan usually takes microseconds, and each wake is handled at once. So nothing delays the first write for a new
-//! Service, or the second write, which follows from the answer. Only a plan that took long (for example, after a change
-//! of pools) is followed by a pause.
+//! Service. The same holds for a write that follows from an answer: the status of a Service that has just joined a
+//! record. Only a plan that took long (for example, after a change of pools) is followed by a pause.
 //!
 //! A shutdown waits briefly for the answers to writes in flight. Dropping the future of [`run`] stops all tasks without
 //! waiting. In both cases the next start of a controller recovers unfinished work.
@@ -231,7 +231,8 @@ impl Controller {
         })
     }
 
-    /// Starts series while the limits permit it. Returns when the main loop must continue even without an event.
+    /// Starts series while the limits permit it. Returns the time at which the main loop must continue even without an
+    /// event.
     fn start_ready(&mut self) -> Option<Instant> {
         let worker = self.worker.as_mut()?;
         worker.start_ready(&mut self.cluster);

@@ -69,10 +69,10 @@ pub fn has_neighbours(addresses: &[IpNet]) -> bool {
     addresses.iter().any(|own| own.prefix_len() < own.max_prefix_len() && !is_link_local(&own.addr()))
 }
 
-/// All links and addresses of the node.
+/// The links of the node that may have clients, and the addresses of all its links.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LinkTable {
-    /// The links that can have clients, without their addresses.
+    /// The links that [`decode_link`] returns, without their addresses. Some of them may have no neighbours.
     links: Links,
     /// The usable addresses and the others, both in the order of the kernel.
     addresses: BTreeMap<u32, (Vec<IpNet>, Vec<IpNet>)>,

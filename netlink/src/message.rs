@@ -138,7 +138,8 @@ pub struct Reply<'a> {
 pub enum Body<'a> {
     /// An object.
     Object {
-        /// The type of the message that creates such an object, without the subsystem.
+        /// The type of the message without the subsystem. In a dump it is the type that creates such an object. In a
+        /// notification it can also be the type that deletes it.
         kind: u8,
         /// Whether more objects follow, up to a [`Body::End`].
         more: bool,

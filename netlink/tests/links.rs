@@ -22,7 +22,8 @@ use tokio::time::timeout;
 /// The bound of each wait for a change.
 const SOON: Duration = Duration::from_secs(20);
 
-/// A node with two links, a bridge with a port, links without Ethernet or ARP, and their other ends.
+/// A node with the link `eth0` and a bridge with a port, and the other ends of its links. Its further links are
+/// not listed at first: one without ARP, one without Ethernet, and one with a host prefix only.
 fn node() -> (Namespace, Namespace) {
     let (node, other) = (Namespace::new().expect("a namespace"), Namespace::new().expect("a namespace"));
     for link in ["eth0", "eth1", "port", "pod"] {

@@ -55,7 +55,7 @@ impl Config {
         interval * (2 * self.multiplier + 2)
     }
 
-    /// How long a speaker that stops waits at most until peers have taken over.
+    /// The maximum time for which a stopping speaker waits until peers have taken over.
     pub(crate) fn handover_timeout(&self, interval: Duration) -> Duration {
         interval * self.multiplier + self.step_in_delay(interval) * 2
     }

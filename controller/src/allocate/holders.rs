@@ -1,9 +1,9 @@
 //! The update of a record that several Services may hold, or that has lost its last holder.
 //!
 //! A record, and the decisions about the Services that it names or is promised to → the new holders of the record. All
-//! changes are one write, conditional on the version that was read, so the write never overwrites a concurrent join or
-//! departure. If a record has the same single holder from creation to deletion, only the series of that Service writes
-//! it.
+//! changes are one write. It is conditional on the version that was read, so it never overwrites a concurrent join or
+//! departure. Only the deletion of a record that no other Service can join ignores the version. If a record has the
+//! same single holder from creation to deletion, only the series of that Service writes it while the Service exists.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,13 +22,13 @@ struct Remaining {
     holders: Vec<Holder>,
     /// The Services of the holders that stay, without unreadable ones.
     services: Vec<Arc<Service>>,
-    /// Whether every holder that has to leave has left.
+    /// Whether all these holders stay. `false` if one cannot leave yet, or has an unreadable Service.
     departures_complete: bool,
 }
 
 impl ClusterIndex {
-    /// The write that updates the holders in the record of this address; `None` if the record is up to date, or if no
-    /// series of its own may write it now.
+    /// The write that updates the holders in the record of this address. `None` if the record is up to date, or if this
+    /// write must not happen now: for example, while only the series of the single holder writes the record.
     pub(crate) fn reconcile_holders(&mut self, lb_ip: IpAddr, now: Timestamp) -> Option<Effect> {
         let record = self.objects.records().get(&lb_ip)?.clone();
         if record.deleting || self.unreadable.records.contains(&lb_ip) {

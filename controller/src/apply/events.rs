@@ -102,13 +102,13 @@ fn event_object(event: Event, instance: &str, now: Timestamp) -> events::Event {
     }
 }
 
-/// Events that were written recently.
+/// The recent events, whether their writes succeeded or not.
 #[derive(Debug, Default)]
 pub(crate) struct RecentEvents {
     hasher: RandomState,
     /// The hashes of the events.
     hashes: HashSet<u64>,
-    /// The same hashes with the time of the write, in the order of the writes.
+    /// The same hashes, each with the time at which the event was new, the oldest first.
     order: VecDeque<(Instant, u64)>,
 }
 

@@ -1,12 +1,12 @@
 //! When each planned series starts: the queue, and the budget for deferrable series.
 //!
-//! Series, and the time before which a subject must not be tried → the next series to start. Each subject has at most
-//! one series: a newer one replaces it. A series that waits for its time delays no other one, and deferrable series
-//! ([`Series::is_deferrable`]) start after all others.
+//! [`Queue`]: series, and the time before which a subject must not be tried → the next series to start. Each subject
+//! has at most one series: a newer one replaces it. A series that waits for its time delays no other one, and
+//! deferrable series ([`Series::is_deferrable`]) start after all others.
 //!
-//! The starts of urgent series, and the time → whether a deferrable series may start now. When a node dies, thousands
-//! of addresses may move, and each move is a status-only write. These writes must never delay an allocation, so only a
-//! few of them start per second while urgent series start, and more otherwise.
+//! [`DeferredBudget`]: the starts of urgent series, and the current time → whether a deferrable series may start now.
+//! When a node dies, thousands of addresses may move, and each move is a status-only write. These writes must never
+//! delay an allocation, so only a few of them start per second while urgent series start, and more otherwise.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -33,9 +33,9 @@ pub(crate) struct Queue {
     /// The number of series ever added.
     count: u64,
     ready: BTreeMap<Position, Series>,
-    /// Series whose time has not come, by that time.
+    /// Series that must wait, each with the time until which it waits.
     delayed: BTreeMap<(Instant, Position), Series>,
-    /// The key of each series in `delayed` (with a time) or `ready`.
+    /// The key of each series: in `delayed` if it has a time, otherwise in `ready`.
     positions: HashMap<Subject, (Option<Instant>, Position)>,
 }
 

@@ -54,7 +54,7 @@ pub struct AddressCounts {
     pub size: u128,
     pub used: u128,
     pub cooling: u128,
-    /// Addresses that any Service can get.
+    /// Addresses that are assigned automatically, and neither used nor in cool-down.
     pub free: u128,
     /// Unused addresses that are not assigned automatically.
     pub withheld: u128,
@@ -104,8 +104,8 @@ impl Free {
         }
     }
 
-    /// Marks an address as unused. `last` is the last Service that had it: then the address cools down. Does nothing
-    /// if it is unused already.
+    /// Marks an address as unused. It cools down if `last`, the last Service that had it, is known. Does nothing if the
+    /// address is unused already.
     pub fn release(&mut self, address: IpAddr, last: Option<Key>, now: Timestamp) {
         self.expire_cooldowns(now);
         if !self.is_used(address) {

@@ -23,7 +23,7 @@ pub struct PacketCount {
 pub struct KernelCounters {
     /// All packets from clients. Empty if traffic is not counted.
     pub traffic: BTreeMap<Frontend, PacketCount>,
-    /// First packets of connections sent to endpoints.
+    /// First packets of connections sent to endpoints, or to the Service proxy.
     pub connections: BTreeMap<Frontend, PacketCount>,
     /// Packets dropped because of their source.
     pub denied: BTreeMap<Frontend, PacketCount>,
@@ -67,7 +67,8 @@ pub struct TrafficReport {
     pub busiest: BTreeMap<(Key, IpAddr), ServiceTraffic>,
     /// The sum of all others, if there are any.
     pub others: Option<ServiceTraffic>,
-    /// Packets to lb_ips that were dropped because no Service on this node serves them.
+    /// Packets to lb_ips that were dropped because no Service has their port, or no endpoint on this node may serve
+    /// them.
     pub strays: u64,
     /// Whether packets and bytes are counted. Otherwise they are 0 and mean nothing.
     pub packets_counted: bool,
@@ -101,7 +102,7 @@ pub fn report_traffic(snapshot: &Snapshot, counters: &KernelCounters, limit: usi
     }
 }
 
-/// The sort key of a Service: more packets first, then more connections, denied and refused packets.
+/// The sort key of a Service: more packets first, then a greater sum of connections, denied and refused packets.
 fn busyness(traffic: &ServiceTraffic) -> Reverse<(u64, u64)> {
     Reverse((traffic.packets, traffic.connections + traffic.denied + traffic.refused))
 }

@@ -30,8 +30,8 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(30);
 /// The delay after a failed step.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
 
-/// Keeps rules and routes as the latest input needs them, until all senders of `input` are dropped. Publishes the links
-/// whose connections may be marked to `reply_paths`, and the known gaps to `gaps`. The kernel's state does not change
+/// Keeps rules and routes as the latest input needs them, until all senders of `input` are dropped. `reply_paths`
+/// receives the links whose connections may be marked, and `gaps` the known gaps. The kernel's state does not change
 /// before the first input that is not `None`. Without a mask, all our rules and routes are deleted.
 ///
 /// # Errors

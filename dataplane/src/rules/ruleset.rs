@@ -216,8 +216,8 @@ impl LbIp {
 /// from outside are dropped and not refused: the endpoints are alive on other nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Target {
-    /// All endpoints that new connections may use. Endpoints for packets from outside come first. Within each of the
-    /// two parts, local endpoints come first; then the address decides.
+    /// All endpoints that new connections may use: first those for packets from outside, then the others. Both parts
+    /// are sorted: local endpoints first, then by address.
     pub endpoints: Vec<Endpoint>,
     /// The endpoints for packets from outside.
     pub outside: Pick,

@@ -34,7 +34,7 @@ pub const PROBE_TIME: Duration = Duration::from_millis(120);
 /// every host on the LAN receives each broadcast.
 const PROBED_AT_ONCE: u32 = 128;
 
-/// After [`PROBED_AT_ONCE`] addresses, the probes of one more start per this interval. These are 1,000 addresses and
+/// After the first [`PROBED_AT_ONCE`] addresses, the probes of one address start per interval: 1,000 addresses and
 /// 3,000 frames per second. A port with storm control at 1 % of a gigabit admits 15,000 small frames per second.
 /// Controllers create addresses more slowly.
 const PROBE_INTERVAL: Duration = Duration::from_millis(1);
@@ -136,8 +136,9 @@ impl AddressConflicts {
         }
     }
 
-    /// Repeats the last probe of each address, because its answer may have been dropped while this node was suspended.
-    /// It does not repeat all three: on an overloaded machine the probes would never end.
+    /// Continues the probes of each address after a suspension. If all were sent, repeats the last one, because the
+    /// answer may have been dropped meanwhile. It does not repeat all three: on an overloaded machine the probes would
+    /// never end.
     pub fn restart_probes(&mut self, now: Duration) {
         self.first_probes.reset(now);
         self.due.clear();
@@ -178,8 +179,8 @@ impl AddressConflicts {
         !self.probing.is_empty()
     }
 
-    /// Records that a host outside the cluster uses or probes `used`. If this node is probing the address, the address
-    /// is held back from now on. Returns whether this is a new conflict.
+    /// Holds back `used`, which a host outside the cluster uses or probes. Does nothing if this node is not probing the
+    /// address. Returns whether this is a new conflict.
     pub fn record_user(&mut self, now: Duration, used: IpAddr, mac: MacAddr) -> bool {
         if !self.probing.contains_key(&used) {
             return false;
@@ -277,7 +278,7 @@ mod tests {
             (conflicts.check_free(end, lb_ip(2999)), conflicts.check_free(end, lb_ip(9999))),
             (None, Some(end + PROBE_TIME))
         );
-        // After a suspension all addresses are probed again, also paced.
+        // After a suspension the probes are paced as well.
         (0..1000).for_each(|n| assert!(conflicts.check_free(end, lb_ip(n + 20_000)).is_some()));
         conflicts.restart_probes(end);
         assert!(conflicts.take_due_probes(end).len() <= PROBED_AT_ONCE as usize);

@@ -15,13 +15,12 @@
 //!   than the owner claims the next epoch and announces. The owner stops only then. So a planned move has no gap, and a
 //!   node that cannot announce triggers no move. A move needs the consent of both nodes, so two nodes with different
 //!   API state do not take an address from each other repeatedly.
-//! - A claim made without a quorum of peers is not backed and keeps the epoch. An isolated node assumes that all peers
-//!   are dead. When it returns, its new claims lose against those of the majority, and its old claims lose against
-//!   those that replaced them: nothing moves.
+//! - A claim made without a quorum of peers is not backed and keeps the epoch, unless the node is the only candidate.
+//!   An isolated node assumes that all peers are dead. When it returns, its new claims lose against those of the
+//!   majority, and its old claims lose against those that replaced them: nothing moves.
 //! - With two nodes, neither has a quorum without the other. If one of them has heard another host on the LAN since its
-//!   peer fell silent, it is not isolated. Then its claims are backed. So after a cut, the node that clients could
-//!   reach keeps all addresses. If neither heard any other host, each node has its former addresses again after the
-//!   cut.
+//!   peer fell silent, it is not isolated. Then its claims are backed. So when a cut ends, the node that clients
+//!   could reach has all addresses. If neither heard any other host, each node has its former addresses again.
 //!
 //! A takeover does not probe whether the silent owner still answers (RFC 5227 §2.1.1). The owner's Hellos travel the
 //! same path as its answers, and the wait would lengthen every outage.
@@ -62,7 +61,7 @@ pub struct View {
     /// The time since which a better successor is alive: a more preferred candidate, or any candidate if this node is
     /// not a candidate. Set only for an owner.
     pub successor_since: Option<Duration>,
-    /// Why this node, the owner, should cede the address, if it should.
+    /// Why this node, the owner, cedes the address as soon as a successor is ready; `None` if it keeps the address.
     pub ceding: Option<Ceding>,
     /// The active claims of live peers that are not leaving.
     pub peer_claims: Vec<PeerClaim>,

@@ -20,8 +20,9 @@
 //! - A node that sent a goodbye is not dead: its speaker was shut down, and its pods still run.
 //!
 //! A dead node stays dead until it is heard again, even if all other nodes fall silent later. It is forgotten after
-//! [`FORGET_AFTER`], or when this node no longer sends Hellos on that link. After [`FORGET_AFTER`] Kubernetes reports
-//! the endpoints of a dead node as not ready. If they are still ready, the node runs and only its speaker has failed.
+//! [`FORGET_AFTER`], or when this node no longer sends Hellos on any link on which it heard that node. By
+//! [`FORGET_AFTER`], Kubernetes has reported the endpoints of a dead node as not ready. If they are still ready, the
+//! node runs and only its speaker has failed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -14,7 +14,7 @@
 //!      length (1), name of the link                   at the sender
 //!      hears (2)                                      the number of heard peers
 //!      from (4), to (4), count (2), heard: id (4), age in ms (2)    heard peers with ids in the range
-//!      count (2), echoes: id (4), sequence (4)        received packets of speakers that may need a proof
+//!      count (2), echoes: id (4), sequence (4)        last packets of speakers that are not believed yet
 //!      count (2), probed: id (4)                      peers that should answer at once
 //!      count (2), requests: id (4), buckets (16)      peers whose claims are unread, and which buckets
 //!      bits (1)                                       the sender's claims have 1 << bits buckets
@@ -166,7 +166,8 @@ impl Packet {
     /// Decodes a packet.
     ///
     /// # Errors
-    /// If the bytes are not a packet. Decoding never panics, and allocates at most as many bytes as the input has.
+    /// If the bytes are not a packet. Decoding never panics, and the memory that it allocates is proportional to the
+    /// length of the input.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let cluster = read_cluster(bytes)?;
         let mut input = Input(bytes);

@@ -32,7 +32,8 @@ pub const GRACE: Duration = Duration::from_secs(300);
 /// of the latest removed keys.
 pub const MAX_KEYS: usize = 3;
 
-/// The minimum length of a key in bytes: half the hash, the minimum of RFC 2104 §3.
+/// The minimum length of a key in bytes: half the hash, the minimum of FIPS 198 (2002) §3. RFC 2104 §3 discourages keys
+/// that are shorter than the hash.
 pub const MIN_KEY: usize = 16;
 
 const TAG_LEN: usize = 32;

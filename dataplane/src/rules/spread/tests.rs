@@ -58,7 +58,7 @@ proptest! {
     }
 
     #[test]
-    fn only_pieces_of_a_dead_node_move_evenly(share in a_share()) {
+    fn pieces_of_a_dead_node_move_evenly_and_no_others(share in a_share()) {
         prop_assume!(share.weights.len() > 1);
         for dead in share.nodes() {
             let (before, after) = (owners(&share, &[]), owners(&share, &[dead]));
@@ -85,7 +85,7 @@ proptest! {
 }
 
 #[test]
-fn equal_proportions_and_only_they_share_a_table_id() {
+fn only_equal_proportions_share_a_table_id() {
     assert_eq!(share(&[("a", 2), ("b", 4)]), share(&[("b", 2), ("a", 1), ("c", 0)]));
     let ids: BTreeSet<TableId> = [
         share(&[("a", 1), ("b", 2)]),

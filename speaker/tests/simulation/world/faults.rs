@@ -32,7 +32,7 @@ impl World {
         self.observe();
     }
 
-    /// The cuts: the LAN, and the nodes from and to which no frame gets.
+    /// The cut paths: the LAN, the sending node and the receiving node of each.
     pub fn cuts(&self) -> Vec<(usize, usize, usize)> {
         let all = 0..=self.nodes();
         let paths = all.clone().flat_map(|a| all.clone().map(move |b| (a, b)));
@@ -50,7 +50,7 @@ impl World {
     }
 
     /// Pauses a node together with its clocks, as a hypervisor does. The frames that arrive meanwhile are delivered
-    /// when it resumes, all at once. To the node, no time has passed.
+    /// when it resumes, all at once. By its monotonic clock, no time has passed.
     pub fn pause(&mut self, node: usize, time: Duration) {
         if self.hosts[node].paused_at.is_none() {
             self.hosts[node].paused_at = Some(self.now);

@@ -54,7 +54,7 @@ pub(super) struct Host {
     /// The value of its wall clock at that time. The wall clocks of all nodes agree until one of them is set.
     pub wall: Duration,
     pub suspended_until: Duration,
-    /// The world's time at which the node was paused. Its clocks stand still at that time.
+    /// The world's time at which the node was paused. Its clocks stand still from then on.
     pub paused_at: Option<Duration>,
     /// Whether the node was suspended or paused since its last round.
     pub slept: bool,
@@ -76,7 +76,7 @@ pub(super) struct Host {
     pub has_api: bool,
     pub api: ApiClient,
     pub keys: Keys,
-    /// The addresses that its speaker announces, by its events, each with its LAN.
+    /// The addresses that its speaker announces according to its events, each with its LAN.
     pub owned: BTreeSet<(usize, IpAddr)>,
     /// The dead nodes, as last published by its speaker.
     pub dead: BTreeSet<String>,
