@@ -57,7 +57,7 @@ pub(crate) struct Channels {
     pub(crate) reply_links: watch::Sender<Option<ReplyPathInput>>,
     /// Reply paths → composer: the reply paths that the kernel has.
     pub(crate) reply_paths: watch::Sender<Arc<BTreeSet<ReplyPath>>>,
-    /// Reply paths → report: why some links have no reply path.
+    /// Reply paths → report: why, on some links, requests may be lost or replies may leave by another link.
     pub(crate) reply_gaps: watch::Sender<BTreeSet<Gap>>,
     /// The watch of the Secret → the keys in use.
     pub(crate) secret: watch::Sender<SecretState>,

@@ -52,7 +52,8 @@ impl<const N: usize> From<[(&str, &str); N]> for Labels {
 /// Parses a selector. An empty selector matches everything.
 ///
 /// # Errors
-/// If an operator is unknown. The API server does not check operators in objects of a CustomResourceDefinition.
+/// If an operator is unknown. In objects of a CustomResourceDefinition, the API server checks operators only if the
+/// schema lists them. The schema of L2Advertisements does, that of IPAddressPools does not.
 pub fn parse_selector(selector: &LabelSelector) -> Result<Selector, ParseExpressionError> {
     selector.clone().try_into()
 }

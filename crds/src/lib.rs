@@ -55,7 +55,8 @@ pub use request::{InvalidRequest, RequestedAddresses};
 pub use service::{FamilyPolicy, Key, Port, Protocol, Service, TrafficPolicy};
 pub use station::{is_station, parse_station};
 
-/// The API group of all our objects, and the prefix of our conditions, annotations and finalizers.
+/// The API group of all our objects, and the prefix of our conditions, annotations and labels. Our finalizer has the
+/// name that Kubernetes defines: [`service::FINALIZER`].
 pub const GROUP: &str = "landfall.dev";
 
 /// `metadata.resourceVersion` as a number. Versions of all objects of one kind can be compared (KEP-5504).

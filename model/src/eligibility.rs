@@ -113,7 +113,7 @@ pub struct Eligibility {
     limit: usize,
 }
 
-/// The least `limit` after a removal of unused sets, so that few sets are not searched again and again.
+/// The least `limit` after a removal of unused sets. So removals are not frequent while there are few sets.
 const FEW_SETS: usize = 64;
 
 impl Eligibility {
@@ -197,7 +197,8 @@ impl Claimant<'_> {
 
 impl<'a> Rules<'a> {
     /// If every node has the label that excludes it from load balancers, the label is ignored. kubeadm sets the label
-    /// on control planes, even in clusters without other nodes. There, no node could announce any address.
+    /// on control planes, even in clusters without other nodes. If the label counted there, no node could announce any
+    /// address.
     fn new(cluster: &'a Cluster) -> Self {
         let all_excluded = cluster.nodes.values().all(|node| node.excluded);
         let nodes = cluster.nodes.values().map(|node| &**node);

@@ -95,8 +95,8 @@ struct Deleted {
 struct Entry<V> {
     uid: InternedStr,
     version: ResourceVersion,
-    /// `None` if a response has a state of the object that Landfall ignores. The entry stays until the watch catches
-    /// up.
+    /// `None` if this state comes from a response, and Landfall does not use the object in this state. The entry stays
+    /// until the watch catches up.
     value: Option<Arc<V>>,
     /// Whether this state is a response that arrived since the last request for a list.
     is_response: bool,
@@ -195,8 +195,8 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
         let Some(listing) = self.listing.take() else { return false };
         let before = std::mem::take(&mut self.entries);
         let unreadable_before = std::mem::take(&mut self.unreadable);
-        // An entry stays only while the watch can still report the deletion. The watch can if the list contains the
-        // object, or if the last version of the object is newer than the list.
+        // An entry of `deleted` stays only while the watch can still report the deletion. The watch can if the list was
+        // requested before the deletion, and contains the object or is older than the last version of the object.
         self.deleted.retain(|key, deleted| {
             let listed = listing.get(key).is_some_and(|observation| observation.uid == deleted.uid);
             !deleted.listed_since && (listed || deleted.version > version)

@@ -329,7 +329,7 @@ pub(crate) mod tests {
     use std::collections::VecDeque;
     use std::sync::{Arc, Mutex};
 
-    /// The end of a body after which the response stays open and silent.
+    /// A mark at the end of a body: the server sends the text before it, and then leaves the response open and silent.
     const STAYS_OPEN: &str = "\n(silence)";
 
     /// A client of an API server, and the list of the requested URLs. The server sends these responses (code and body)

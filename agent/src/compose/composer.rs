@@ -5,7 +5,8 @@
 //!                       ^ dead nodes, heard nodes, reply paths
 //! ```
 //!
-//! One task, which waits only for these inputs. Its future can be dropped at any time.
+//! From this node's links, the task also derives the links that need a reply path, and sends them to the reply paths.
+//! It is one task, which waits only for these inputs. Its future can be dropped at any time.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;

@@ -195,7 +195,7 @@ mod tests {
             let mut secret: Option<Secret> = None;
             let mut history: Vec<(i64, BTreeSet<Vec<u8>>)> = Vec::new();
             let mut counter = 0u64;
-            // Each request takes at most one overlap, and at most twelve follow each other.
+            // The loop ends: at most twelve rotations follow each other. Each takes less than `OVERLAP` and one tick.
             for tick in 0.. {
                 let now = noon() + (tick * pace).seconds();
                 if let Some(secret) = secret.as_mut().filter(|_| requests.contains(&tick)) {

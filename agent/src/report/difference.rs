@@ -30,7 +30,7 @@ pub(super) struct NodeState<'a> {
     pub(super) announcements: &'a Announcements,
     pub(super) conflicts: &'a Conflicts,
     pub(super) forwarding: &'a Forwarding,
-    /// Why replies may leave by another link than that of their requests.
+    /// Why requests may be lost, or replies may leave by another link than that of their requests.
     pub(super) gaps: &'a BTreeSet<Gap>,
 }
 
@@ -77,8 +77,8 @@ fn difference(state: &NodeState<'_>, lb_ip: IpAddr, record: &Record) -> Differen
     let announcements = state.announcements.get(&lb_ip).into_iter().flatten();
     let own: Vec<Announcer> = announcements.map(|announcement| own_announcer(state, announcement, record)).collect();
     let (announcers, is_reach_only) = changed_announcers(state.node, &own, record);
-    // A conflict that a former announcer reported is removed together with the entry of that announcer. If the conflict
-    // lasts, this node reports it.
+    // If this node announces the address, a change of the announcers removes each conflict that no remaining announcer
+    // reported. A node that still observes such a conflict reports it again.
     let stays = |other: &AddressConflict| {
         let remaining = announcers.as_ref().filter(|_| !own.is_empty());
         remaining.is_none_or(|remaining| remaining.iter().any(|announcer| announcer.node == other.node))

@@ -80,8 +80,8 @@ pub struct L2AdvertisementSpec {
     pub interfaces: Vec<String>,
 
     /// Label selectors for the Services that hold the addresses. A Service must match at least one entry. At most 256
-    /// entries. Default: all Services. If Services share an address, only those nodes announce it that may announce for
-    /// the greatest number of these Services.
+    /// entries. Default: all Services. If Services share an address, count for each node the Services for which the
+    /// node may announce the address. Only nodes with the greatest count may announce it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "selectors")]
     pub service_selectors: Vec<LabelSelector>,
@@ -162,7 +162,8 @@ pub struct Advertisement {
     pub pool_selectors: Selectors,
     /// Selectors of the nodes that may announce.
     pub nodes: Selectors,
-    /// Interfaces to announce on. Empty: the interface that the address belongs to by its subnet.
+    /// Interfaces to announce on. Empty: the interface whose subnet contains the address or, if there is none, the
+    /// interface with the InternalIP of the node.
     pub interfaces: BTreeSet<String>,
     /// Selectors of the Services.
     pub services: Selectors,

@@ -275,8 +275,8 @@ pub struct Record {
     pub uid: InternedStr,
     /// Version for conditional writes.
     pub resource_version: ResourceVersion,
-    /// Whether the object is being deleted and waits for finalizers. No Service holds its address, but the address
-    /// becomes free only when the object is removed.
+    /// Whether the object is being deleted and waits for finalizers. Until the object is removed, its `holders` do not
+    /// count, and the address is not assigned.
     pub deleting: bool,
     /// Pool of the address.
     pub pool: InternedStr,

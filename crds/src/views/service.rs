@@ -139,7 +139,7 @@ pub struct Port {
     pub protocol: Protocol,
     /// Port number that clients use.
     pub number: u16,
-    /// Port on every node on which the Service proxy serves the same endpoints.
+    /// Node port: every node's Service proxy forwards this port to the same endpoints.
     pub node_port: Option<u16>,
 }
 

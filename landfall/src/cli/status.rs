@@ -22,7 +22,7 @@ use crate::client::Connection;
 /// The maximal number of holders of an address that the table names. It counts the others.
 const NAMED_HOLDERS: usize = 5;
 
-/// The reasons of the condition `Forwarding` for a Service that is forwarded as specified.
+/// The reasons of the condition `Forwarding` that need no note: Landfall forwards to the endpoints, without a problem.
 const REACHES: [&str; 3] = ["Spread", "Mixed", "Translated"];
 
 /// The maximal number of moves in the table.
@@ -68,7 +68,8 @@ async fn list<K: Clone + Debug + DeserializeOwned>(objects: Api<K>, kind: &str) 
     Ok(objects.list(&ListParams::default()).await.with_context(|| format!("list {kind}"))?.items)
 }
 
-/// The tables. Every list is sorted: addresses by number, moves by time, the rest by name.
+/// The tables. Every list is sorted: addresses by number, moves by time, the rest by name. Services that cannot be
+/// parsed come last.
 fn report(objects: &Objects, now: Timestamp) -> String {
     let mut sections = vec![
         ("POOLS", pool_table(objects)),
@@ -161,8 +162,6 @@ fn service_table(objects: &Objects) -> Option<String> {
 
 /// Why a Service is pending, or the condition that reports another problem.
 fn service_notes(service: &Service) -> String {
-    // An option of the controller decides whether Landfall serves a Service without a class. Such a Service has a
-    // condition only if Landfall serves it.
     if let Some(class) = service.class.as_deref().filter(|class| *class != CLASS) {
         return format!("class {class}: not served by Landfall");
     }
@@ -177,6 +176,8 @@ fn service_notes(service: &Service) -> String {
     let failed = ours.clone().find(|condition| condition.status != "True");
     match failed.or_else(|| ours.clone().find(has_unusual_reason)) {
         Some(condition) => format!("{}: {}", condition.reason, condition.message),
+        // A Service without a class may lack a condition because Landfall does not serve it: an option of the
+        // controller decides that.
         None if service.class.is_some() && ours.count() == 0 => {
             "no condition yet; check that a controller runs: kubectl -n landfall-system get pods".to_owned()
         }

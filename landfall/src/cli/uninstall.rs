@@ -1,7 +1,7 @@
 //! `landfall uninstall`: removes Landfall from the cluster completely, in a safe order.
 //!
 //! ```text
-//!   policies           they forbid the deletion of addresses in use
+//!   policies           one of them forbids the deletion of addresses in use
 //!   controller         assigns no further address
 //!   Services           lose our finalizer, conditions and addresses, so that they can be deleted
 //!   LoadBalancerIPs    agents withdraw these addresses, then remove them from the kernel
@@ -9,7 +9,7 @@
 //!   the rest           pools, NodeNetworks, definitions, roles, namespace
 //! ```
 //!
-//! Every step can be repeated, and continues after an earlier run or a `kubectl delete`.
+//! Every step can be repeated: it skips objects that an earlier run or a `kubectl delete` has removed.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;

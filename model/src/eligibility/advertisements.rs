@@ -31,8 +31,8 @@ pub struct Candidate {
 /// The links of a node on which an address may be announced.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Links {
-    /// Whether the node may announce on its home link: the link that the address belongs to by its network. Only the
-    /// node itself knows which link that is.
+    /// Whether the node may announce on its home link: the link whose subnet contains the address. If there is none,
+    /// the home link is the one with the InternalIP of the node. Only the node itself knows which link that is.
     pub home: bool,
     /// The links with these names, whatever their networks.
     pub named: BTreeSet<String>,

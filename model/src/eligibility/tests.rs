@@ -483,7 +483,8 @@ fn cluster(nodes: &[AnyNode], services: &[AnyService], ads: &[Ad]) -> World {
     cluster_in_order(nodes, services, ads, |n| n)
 }
 
-/// The same cluster as [`cluster`]. The names of the slices follow the order of the numbers that `order` returns.
+/// The same cluster as [`cluster`], with another order of slices. `order` maps the index of a node to the number in the
+/// name of its slice.
 fn cluster_in_order(nodes: &[AnyNode], services: &[AnyService], ads: &[Ad], order: fn(usize) -> usize) -> World {
     let labels: Vec<String> = nodes.iter().map(|(label, _, _)| format!("l={label}")).collect();
     let mut cluster = World::new(&labels.iter().map(String::as_str).collect::<Vec<_>>());
@@ -559,8 +560,8 @@ proptest! {
         prop_assert_eq!(forward, backward.candidates(&holders));
     }
 
-    /// Each candidate of a shared address would also be a candidate if one of the Services held the address alone. A
-    /// shared address has a candidate if one of the Services alone has one.
+    /// Each candidate of a shared address would be a candidate for at least one of the Services alone. The shared
+    /// address has a candidate if and only if at least one of the Services alone has one.
     #[test]
     fn sharing_adds_no_candidate_and_leaves_at_least_one((nodes, services, ads) in any_cluster()) {
         let undrained = nodes.iter().map(|(label, excluded, _)| (*label, *excluded, false)).collect::<Vec<_>>();

@@ -173,8 +173,8 @@ enum Step {
     Response(u8),
     /// The watch sends the next event.
     Event,
-    /// A list is requested. If a list is already pending, it arrives. If the flag is set, it is requested again
-    /// instead.
+    /// Without a pending list: a list is requested. Otherwise the pending list arrives or, if the flag is set, is
+    /// replaced by a new request.
     List(bool),
 }
 
@@ -278,7 +278,7 @@ proptest! {
         let mut newest = BTreeMap::<u8, ResourceVersion>::new();
         let rest = std::iter::repeat_n([Step::Response(0), Step::Event], 200).flatten();
         for step in steps.into_iter().chain([Step::List(false)]).chain(rest) {
-            // If a list is still pending after the steps, it arrives now.
+            // The watch sends no event while a list is pending. If no response is pending, the list arrives instead.
             let step = if matches!(step, Step::Event) && server.responses.is_empty() && server.list.is_some() {
                 Step::List(false)
             } else {

@@ -18,7 +18,7 @@ use serde_json::json;
 /// The node of the composition.
 const NODE: &str = "n0";
 
-/// A change of one object, which the number selects: its new state, or `None` to remove it.
+/// A change of one input. The first number selects the object, and an `Option` has its new state: `None` removes it.
 #[derive(Clone, Debug)]
 enum Step {
     /// Whether it is a load balancer, has traffic policy Local, and disables spreading; its UID.
