@@ -117,7 +117,8 @@ impl FromStr for Mask {
     }
 }
 
-/// Why a reply may leave by another link than the request came in by, on a node with several links.
+/// Why, on a node with several links, requests may be lost, or a reply may leave by another link than its request came
+/// in by.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Gap {
     /// No router on the link is known to lead to all destinations: the link has no router, or several and no default
