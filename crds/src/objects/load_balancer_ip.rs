@@ -35,7 +35,7 @@ use crate::{InternedStr, Malformed, ResourceVersion, address};
     validation = Rule::new(
         "self.metadata.name.contains('.') ? self.metadata.name == self.spec.address \
          : self.metadata.name.matches('^(0|[1-9a-f][0-9a-f]{0,3})(-(0|[1-9a-f][0-9a-f]{0,3})){7}$') \
-         && isIP(self.spec.address) && ip(self.metadata.name.replace('-', ':')) == ip(self.spec.address)"
+         && isIP(self.spec.address) && ip(self.metadata.name.replace('-', ':')) in [ip(self.spec.address)]"
     ).message("the name must be the address: 192.0.2.10, or 2001-db8-0-0-0-0-0-1 for 2001:db8::1"),
     printcolumn(name = "Address", type_ = "string", json_path = ".spec.address"),
     printcolumn(name = "Pool", type_ = "string", json_path = ".spec.pool"),
@@ -79,7 +79,7 @@ pub struct LoadBalancerIPSpec {
     /// Service that requests it, or to the Service that is named here. An object that is created without `services` is
     /// always a reservation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = Rule::new("has(self.namespace) || !has(self.service)").message(
+    #[x_kube(validation = Rule::new("has(self.__namespace__) || !has(self.service)").message(
         "a reservation for a Service must also set its namespace"
     ))]
     pub reservation: Option<Reservation>,
