@@ -5,3 +5,4 @@ pub mod l2_advertisement;
 pub mod load_balancer_ip;
 pub mod manifest;
 pub mod node_network;
+mod range_rules;

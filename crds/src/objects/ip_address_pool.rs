@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::Condition;
 use crate::address::{InvalidRange, Range};
 use crate::labels::Labels;
+use crate::objects::range_rules;
 
 /// Maximum number of ranges in a list of a pool. Bounds the cost of CEL validation.
 const MAX_RANGES: usize = 256;
@@ -269,46 +270,12 @@ impl JsonSchema for AddressRange {
         true
     }
 
-    /// The rules that the API server checks before it stores an object, each with its message to the user. The API
-    /// server evaluates all rules, even after one has failed. So each rule accepts the values that an earlier rule
-    /// refuses: the user gets one message.
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        // CEL cannot compare addresses, but it can compare octets. The controller checks the order of IPv6 ranges and
-        // reports it in the condition `Ready`.
-        let octets = |end: usize| {
-            (0..4)
-                .map(|octet| {
-                    format!("int(self.split('-')[{end}].trim().split('.')[{octet}]) * {}", 1u64 << (24 - 8 * octet))
-                })
-                .collect::<Vec<_>>()
-                .join(" + ")
-        };
-        let is_range = "self.split('-').size() == 2 && self.split('-').all(end, isIP(end.trim()))";
-        let is_address = "isIP(self.trim())";
-        let same_family = "ip(self.split('-')[0].trim()).family() == ip(self.split('-')[1].trim()).family()";
-        let is_ipv4 = "ip(self.split('-')[0].trim()).family() == 4";
         json_schema!({
             "type": "string",
             "minLength": 1,
             "maxLength": 100,
-            "x-kubernetes-validations": [
-                {
-                    "rule": format!("self.contains('/') ? isCIDR(self) : ({is_address} || {is_range})"),
-                    "messageExpression": "\"'\" + self + \"' is not a CIDR such as 192.0.2.0/28, a range such as \
-                        192.0.2.10-192.0.2.20 or an address\"",
-                },
-                {
-                    "rule": format!("self.contains('/') || !({is_range}) || {same_family}"),
-                    "messageExpression": "\"'\" + self + \"' mixes IPv4 and IPv6\"",
-                },
-                {
-                    "rule": format!(
-                        "self.contains('/') || !({is_range}) || !({same_family}) || !({is_ipv4}) || {} <= {}",
-                        octets(0), octets(1),
-                    ),
-                    "messageExpression": "\"'\" + self + \"' ends before it begins\"",
-                },
-            ],
+            "x-kubernetes-validations": range_rules::for_range(),
         })
     }
 }

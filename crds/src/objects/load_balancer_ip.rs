@@ -13,6 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::forwarding::{ForwardingProblem, Reach};
+use crate::objects::range_rules;
 use crate::service::{Key, version};
 use crate::{InternedStr, Malformed, ResourceVersion, address};
 
@@ -55,6 +56,7 @@ pub struct LoadBalancerIPSpec {
     #[schemars(length(max = 45))]
     #[x_kube(
         validation = Rule::new("isIP(self) && ip.isCanonical(self)").message("must be an IP address in canonical form"),
+        validation = range_rules::usable_address(),
         validation = Rule::new("self == oldSelf").message("the address of a LoadBalancerIP is immutable")
     )]
     pub address: String,

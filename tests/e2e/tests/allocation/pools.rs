@@ -8,6 +8,86 @@ use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
+const UNUSABLE: &str = "contains addresses which no Service can use: unspecified, loopback, link-local or multicast";
+const SYNTAX: &str = "is not a CIDR such as 192.0.2.0/28, a range such as 192.0.2.10-192.0.2.20 or an address";
+const MIXED: &str = "mixes IPv4 and IPv6";
+const REVERSED: &str = "ends before it begins";
+
+/// Ranges that the API server refuses, each with the message after the range.
+const REFUSED_RANGES: [(&str, &str); 41] = [
+    ("everything", SYNTAX),
+    ("nothing", SYNTAX),
+    ("192.0.2.0/33", SYNTAX),
+    ("192.0.2.0/028", SYNTAX),
+    ("192.0.2.0/28 ", SYNTAX),
+    ("192.0.2.1-", SYNTAX),
+    ("192.0.2.1-2-3", SYNTAX),
+    ("192.0.2.01", SYNTAX),
+    ("192.0.2.300-192.0.2.301", SYNTAX),
+    ("fe80::1%eth0", SYNTAX),
+    ("::ffff:192.0.2.1", SYNTAX),
+    ("192.0.2.9-2001:db8::1", MIXED),
+    ("192.0.2.9-192.0.2.1", REVERSED),
+    ("192.0.2.10-192.0.2.9", REVERSED),
+    ("10.0.0.0-9.255.255.255", REVERSED),
+    ("2001:db8::9-2001:db8::1", REVERSED),
+    ("2001:db8::a-2001:db8::9", REVERSED),
+    ("2001:DB8::B-2001:db8::a", REVERSED),
+    ("2001:db8:1::-2001:db8::ffff", REVERSED),
+    ("2001:db8::1:0:0:1-2001:db8::ffff", REVERSED),
+    ("10.0.0.5/24", "has host bits set: write 10.0.0.0/24 for the whole network, or 10.0.0.5 for this address"),
+    ("2001:db8::5/64", "has host bits set: write 2001:db8::/64 for the whole network, or 2001:db8::5 for this address"),
+    ("0.0.0.0", UNUSABLE),
+    ("0.0.0.0/0", UNUSABLE),
+    ("0.0.0.0-192.0.2.1", UNUSABLE),
+    ("127.0.0.1", UNUSABLE),
+    ("127.0.0.0/24", UNUSABLE),
+    ("126.0.0.0/7", UNUSABLE),
+    ("126.0.0.0-128.0.0.0", UNUSABLE),
+    ("169.254.0.0/24", UNUSABLE),
+    ("169.253.255.255-169.254.0.0", UNUSABLE),
+    ("224.0.0.5", UNUSABLE),
+    ("239.0.0.0/8", UNUSABLE),
+    ("223.255.255.255-240.0.0.0", UNUSABLE),
+    ("::", UNUSABLE),
+    ("::1", UNUSABLE),
+    ("::/0", UNUSABLE),
+    ("fe80::1-fe80::9", UNUSABLE),
+    ("fe7f::-fec0::", UNUSABLE),
+    ("ff02::/16", UNUSABLE),
+    (
+        "2001:DB8::1/127",
+        "has host bits set: write 2001:db8::/127 for the whole network, or 2001:db8::1 for this address",
+    ),
+];
+
+/// Ranges that the API server accepts.
+const ACCEPTED_RANGES: [&str; 23] = [
+    "192.0.2.0/28",
+    "192.0.2.10-192.0.2.20",
+    "192.0.2.10",
+    " 192.0.2.10 - 192.0.2.10 ",
+    "192.0.2.9-192.0.2.10",
+    "9.255.255.255-10.0.0.0",
+    "100.64.0.0/10",
+    "1.0.0.0/8",
+    "126.255.255.255",
+    "128.0.0.0-169.253.255.255",
+    "169.255.0.0-223.255.255.255",
+    "240.0.0.1",
+    "2001:db8::/64",
+    "2001:DB8::/64",
+    "2001:db8::9-2001:db8::a",
+    "2001:db8::9-2001:DB8::A",
+    "2001:db8::-2001:db8::ffff:ffff:ffff:ffff",
+    "2001:db8:0:1::-2001:db8:0:1::1",
+    "2001:db8:1:2:3:4:5::-2001:db8:1:2:3:4:5:6",
+    "fd00:1::5",
+    "fe7f::-fe7f::1",
+    "fec0::1",
+    "64:ff9b::192.0.2.1",
+];
+
 pub fn add_scenes(scenes: &mut Scenes<'_>) {
     scenes.add(pools_are_tried_in_order_of_priority);
     scenes.add(no_spelling_of_a_request_bypasses_pool_selectors);
@@ -21,6 +101,7 @@ pub fn add_scenes(scenes: &mut Scenes<'_>) {
     scenes.add(a_draining_pool_lists_its_holders_until_it_is_empty);
     scenes.add(a_pool_counts_addresses_and_repairs_its_status);
     scenes.add(the_older_of_overlapping_pools_owns_the_addresses);
+    scenes.add(each_invalid_range_is_refused_for_one_reason);
     scenes.add(the_api_server_refuses_invalid_objects_by_name);
     scenes.add(an_invalid_pool_affects_only_itself);
 }
@@ -316,16 +397,40 @@ async fn the_older_of_overlapping_pools_owns_the_addresses(scene: &Scene<'_>) ->
     scene.expect_pool_counts("second", [1, 0, 0, 0]).await
 }
 
+async fn each_invalid_range_is_refused_for_one_reason(scene: &Scene<'_>) -> Result<()> {
+    let try_pool = async |addresses: &[&str], exclude: &[&str]| {
+        let pool = json!({
+            "apiVersion": "landfall.dev/v1alpha1", "kind": "IPAddressPool", "metadata": {"name": "ranges"},
+            "spec": {"addresses": addresses, "exclude": exclude},
+        });
+        let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+        match scene.pool_api().create(&dry_run, &serde_json::from_value(pool)?).await {
+            Ok(_) => Ok(Vec::new()),
+            Err(kube::Error::Api(status)) => Ok(status.details.as_ref().map(|it| it.causes.clone()).unwrap_or_default()),
+            Err(error) => Err(error).context("create a pool"),
+        }
+    };
+    let causes = try_pool(&ACCEPTED_RANGES, &ACCEPTED_RANGES).await?;
+    ensure!(causes.is_empty(), "valid ranges are refused: {causes:#?}");
+    let refused = REFUSED_RANGES.map(|(range, _)| range);
+    for (field, causes) in
+        [("addresses", try_pool(&refused, &[]).await?), ("exclude", try_pool(&ACCEPTED_RANGES, &refused).await?)]
+    {
+        for (index, (range, text)) in REFUSED_RANGES.iter().enumerate() {
+            let path = format!("spec.{field}[{index}]");
+            let own: Vec<_> = causes.iter().filter(|cause| cause.field == path).map(|cause| &cause.message).collect();
+            let is_expected = own.len() == 1 && own[0].ends_with(&format!("'{range}' {text}"));
+            ensure!(is_expected, "{path} is {range}: {own:?}");
+        }
+    }
+    Ok(())
+}
+
 async fn the_api_server_refuses_invalid_objects_by_name(scene: &Scene<'_>) -> Result<()> {
     let good = scene.ip(10);
     for (spec, text) in [
         (json!({"addresses": [good, "192.0.2.300-192.0.2.301"]}), "spec.addresses[1]: Invalid value: \"192.0.2.300-"),
-        (json!({"addresses": ["192.0.2.0/33"]}), "'192.0.2.0/33' is not a CIDR"),
-        (json!({"addresses": ["everything"]}), "'everything' is not a CIDR"),
-        (json!({"addresses": ["192.0.2.9-192.0.2.1"]}), "'192.0.2.9-192.0.2.1' ends before it begins"),
-        (json!({"addresses": ["192.0.2.9-2001:db8::1"]}), "mixes IPv4 and IPv6"),
         (json!({"addresses": []}), "spec.addresses: Invalid value"),
-        (json!({"addresses": [good], "exclude": ["nothing"]}), "'nothing' is not a CIDR"),
         (json!({"addresses": [good], "reuseAfter": "soon"}), "must be a duration such as 60s or 1h30m"),
         (json!({"addresses": [good], "maxPerNamespace": 0}), "should be greater than or equal to 1"),
         (json!({"addresses": [good], "serviceAllocation": {"priority": -1}}), "greater than or equal to 0"),
@@ -336,6 +441,9 @@ async fn the_api_server_refuses_invalid_objects_by_name(scene: &Scene<'_>) -> Re
         ("192.0.2.9", json!({"address": "192.0.2.8"}), "the name must be the address"),
         ("192.0.2.9", json!({"address": "192.0.2.09"}), "must be an IP address in canonical form"),
         ("2001-db8--1", json!({"address": "2001:db8::1"}), "the name must be the address"),
+        ("2001-db8-0-0-0-0-0-1", json!({"address": "2001:db8::2"}), "the name must be the address"),
+        ("127.0.0.1", json!({"address": "127.0.0.1"}), "must not be an address which no Service can use"),
+        ("fe80-0-0-0-0-0-0-1", json!({"address": "fe80::1"}), "must not be an address which no Service can use"),
         (
             "192.0.2.9",
             json!({"address": "192.0.2.9", "reservation": {"service": "web"}}),
@@ -359,8 +467,8 @@ async fn expect_refused_object(scene: &Scene<'_>, kind: &str, name: &str, spec: 
 }
 
 async fn an_invalid_pool_affects_only_itself(scene: &Scene<'_>) -> Result<()> {
-    // CEL can't compare IPv6 addresses, and the CRD does not check Kubernetes' selectors.
-    let backwards = scene.range6(9, 1);
+    // The CRD does not compare IPv6 addresses with dots, and does not check Kubernetes' selectors.
+    let backwards = format!("{0}192.0.2.9-{0}192.0.2.1", scene.ip6(0));
     scene.create_pool("bad-range", json!({"addresses": [&backwards, scene.ip(10)]})).await?;
     let message = scene.expect_pool_condition("bad-range", "Ready", "False", "InvalidRange").await?;
     ensure!(message.contains(&backwards), "{message}");
