@@ -71,7 +71,7 @@ async fn breaches_of_invariants_are_found() -> Result<()> {
             "I2: Service default/one lost [192.0.2.200, 2001:db8::200]",
             "I5: Service default/one shows",
             "I5: n1 forwards 192.0.2.202",
-            "I8: 192.0.2.200 was last announced unasked by 02:00:00:00:01:01",
+            "I8: 192.0.2.200 was last announced by 02:00:00:00:01:01",
             "I13: 192.0.2.203 is held by default/ghost",
             "I16: 192.0.2.200 is answered by no node",
             "I16: 2001:db8::200 is answered by no node",

@@ -16,7 +16,7 @@ pub enum Invariant {
     I5,
     /// One MAC address answers for an address. During a move there are two for at most 250 ms.
     I6,
-    /// The last unasked frame on the LAN names the current announcer.
+    /// The last unsolicited announcement on the LAN comes from the current announcer.
     I8,
     /// A deleted Service and a removed Landfall leave nothing behind.
     I13,

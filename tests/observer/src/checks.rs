@@ -3,7 +3,7 @@
 //! | file | invariants |
 //! |---|---|
 //! | [`objects`] | I1, I2, I5, I13: Services and LoadBalancerIPs |
-//! | [`wire`] | I5, I6, I8, I16: answers and unasked frames on the LAN |
+//! | [`wire`] | I5, I6, I8, I16: answers and unsolicited announcements on the LAN |
 //! | [`kernel`] | I13: leftovers in the kernel of a node |
 //! | [`idle`] | I14: writes to the API server |
 //! | [`processes`] | I14, I15: resources, restarts, logs |
@@ -177,7 +177,7 @@ impl Checks {
         (gone, self.objects.records().keys().chain(self.wire.own_addresses()).copied().collect())
     }
 
-    /// Numbers of answers and of unasked frames so far, which show that the observer receives frames.
+    /// Numbers of answers and of unsolicited announcements so far. They show that the observer receives frames.
     pub fn frame_counts(&self) -> [u64; 2] {
         self.wire.counts
     }

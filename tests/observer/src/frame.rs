@@ -26,7 +26,8 @@ const SOLICITATION_LENGTH: u8 = 32;
 pub struct Statement {
     pub address: IpAddr,
     pub mac: MacAddr,
-    /// Whether it answers a request. Otherwise it is an unasked frame: a gratuitous ARP or an unsolicited advertisement.
+    /// Whether it answers a request. Otherwise it is an unsolicited announcement: gratuitous ARP, or an unsolicited
+    /// neighbour advertisement (RFC 4861 §7.2.6).
     pub is_answer: bool,
 }
 

@@ -103,9 +103,9 @@ impl Observer {
         self.wait_for_rest().await?;
         self.check_uninstalled()?;
         self.check_scene().await?;
-        let [answers, unasked] = self.shared.checks().frame_counts();
+        let [answers, announcements] = self.shared.checks().frame_counts();
         let seconds = self.shared.now().as_secs();
-        eprintln!("observer: no breach in {seconds} s; {answers} answers and {unasked} unasked frames on the LAN");
+        eprintln!("observer: no breach in {seconds} s; {answers} answers and {announcements} announcements on the LAN");
         Ok(())
     }
 

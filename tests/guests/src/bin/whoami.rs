@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-/// A client that sends nothing for this long gets its line unasked.
+/// A client that sends nothing for this long gets its line without a request.
 const SILENCE: Duration = Duration::from_millis(300);
 /// An answered connection is closed after this long without input, so that a client on a dead node does not hold a
 /// thread for ever.

@@ -48,11 +48,12 @@ pub struct Wire {
     answers: BTreeMap<IpAddr, BTreeMap<MacAddr, Period>>,
     /// Two hosts that have already been reported for an address.
     reported_pairs: BTreeSet<(IpAddr, MacAddr, MacAddr)>,
-    last_unasked: BTreeMap<IpAddr, (Duration, MacAddr)>,
+    /// The last unsolicited announcement of each address: its time and its sender.
+    last_announced: BTreeMap<IpAddr, (Duration, MacAddr)>,
     delays: Vec<(Duration, Duration)>,
     /// Records that disagree with the wire.
     pub mismatches: Lasting,
-    /// Numbers of answers and of unasked frames.
+    /// Numbers of answers and of unsolicited announcements.
     pub counts: [u64; 2],
 }
 
@@ -93,7 +94,7 @@ impl Wire {
         let Statement { address, mac, is_answer } = statement;
         self.counts[usize::from(!is_answer)] += 1;
         if !is_answer {
-            self.last_unasked.insert(address, (now, mac));
+            self.last_announced.insert(address, (now, mac));
             return None;
         }
         let answers = self.answers.entry(address).or_default();
@@ -135,12 +136,12 @@ impl Wire {
                 let text = format!("is answered by {}, and its status names {}", list(&answering), list(&announcers));
                 present.push((Invariant::I16, Subject::Address(*address), text));
             }
-            let last = self.last_unasked.get(address).map(|(_, mac)| self.name(*mac));
+            let last = self.last_announced.get(address).map(|(_, mac)| self.name(*mac));
             if let [announcer] = &Vec::from_iter(&announcers)[..]
                 && last.as_ref() != Some(*announcer)
             {
                 let last = last.unwrap_or_else(|| "no host".to_owned());
-                let text = format!("was last announced unasked by {last}, and its status names {announcer}");
+                let text = format!("was last announced by {last}, and its status names {announcer}");
                 present.push((Invariant::I8, Subject::Address(*address), text));
             }
         }

@@ -1,5 +1,5 @@
-//! A host on the LAN that sends requests for all load-balancer addresses all the time, and receives their answers and all
-//! unasked frames.
+//! A host on the LAN that sends requests for all load-balancer addresses all the time. It receives the answers, and all
+//! unsolicited announcements: gratuitous ARP and unsolicited neighbour advertisements.
 //!
 //! Touches a network namespace of its own with a cable to the cluster's switch, which end with the value. The host has no
 //! address in the kernel: one packet socket sends and receives.
@@ -39,7 +39,7 @@ const INTERVAL: Duration = Duration::from_millis(100);
 /// The most addresses to request in one interval.
 const MAX_ADDRESSES: usize = 64;
 
-/// The socket's buffer, for bursts of unasked frames.
+/// The socket's buffer, for bursts of unsolicited announcements.
 const BACKLOG: usize = 1 << 20;
 
 /// Starts the host. The thread ends when `shared` is stopped.

@@ -84,10 +84,10 @@ fn record(announcers: &[(&str, &str)]) -> Record {
 }
 
 #[test]
-fn status_and_unasked_frames_must_name_the_node_that_answers() {
+fn status_and_last_announcement_must_name_the_answering_node() {
     let on_n1 = || Some(record(&[("n1", "eth0")]));
     let elsewhere = || Some(record(&[("n1", "eth1")]));
-    for (case, record, unasked, answering, expected) in [
+    for (case, record, announcing, answering, expected) in [
         ("agreement", on_n1(), &[N1][..], &[N1][..], &[][..]),
         ("a former announcer", on_n1(), &[N2, N1], &[N1], &[]),
         ("another node answers", on_n1(), &[N1], &[N2], &[Invariant::I16]),
@@ -99,11 +99,11 @@ fn status_and_unasked_frames_must_name_the_node_that_answers() {
         ("announced on another link", elsewhere(), &[], &[], &[]),
         ("another node announced it last", on_n1(), &[N1, N2], &[N1], &[Invariant::I8]),
         ("another host announced it last", on_n1(), &[N1, C1], &[N1], &[Invariant::I8]),
-        ("never announced unasked", on_n1(), &[], &[N1], &[Invariant::I8]),
+        ("answered, but never announced", on_n1(), &[], &[N1], &[Invariant::I8]),
         ("without a record", None, &[N1], &[N1], &[Invariant::I5]),
     ] {
         let mut wire = wire();
-        for mac in unasked {
+        for mac in announcing {
             wire.add_statement(millis(0), Statement { is_answer: false, ..answer(*mac) });
         }
         let current = record.into_iter().map(|record| (address(), record)).collect();
