@@ -194,10 +194,14 @@ pub fn host() -> std::io::Result<Namespace> {
 /// Waits until no address of a host is tentative. With tentative addresses only, a host sends no neighbour
 /// solicitations.
 pub fn wait_for_addresses(host: &Namespace) {
-    wait_for("addresses", || {
-        let tentative = host.command("ip").args(["-6", "addr", "show", "tentative"]).output().expect("run ip");
-        tentative.stdout.is_empty()
-    });
+    // The fifth column of each address has its flags.
+    const TENTATIVE: u32 = 0x40;
+    let is_tentative = |line: &str| {
+        let flags = line.split_whitespace().nth(4).map(|flags| u32::from_str_radix(flags, 16).expect("flags"));
+        flags.is_some_and(|flags| flags & TENTATIVE != 0)
+    };
+    let read = || std::fs::read_to_string("/proc/thread-self/net/if_inet6").expect("addresses");
+    wait_for("addresses", || !host.run(read).lines().any(is_tentative));
 }
 
 /// A pod that answers with its own name and the client's address.
