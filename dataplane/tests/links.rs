@@ -20,9 +20,9 @@ fn answering_nodes(cluster: &Cluster, net: Net) -> BTreeSet<u8> {
 }
 
 fn is_spread(kind: LinkKind) {
+    let cluster = Cluster::linked_by(kind);
+    let pods = [cluster.pod(1, 5), cluster.pod(2, 5), cluster.pod(3, 5)];
     Net::each(|net| {
-        let cluster = Cluster::linked_by(kind);
-        let pods = [cluster.pod(1, 5), cluster.pod(2, 5), cluster.pod(3, 5)];
         cluster.apply(&snapshot([cluster.web(net, &pods)]));
         assert_eq!(answering_nodes(&cluster, net), [1, 2, 3].into());
     });
@@ -42,9 +42,9 @@ fn frames_on_a_bond_are_spread() {
 
 #[test]
 fn frames_are_spread_again_after_a_link_vanishes() {
+    let cluster = Cluster::new();
+    let pods = [cluster.pod(1, 5), cluster.pod(2, 5), cluster.pod(3, 5)];
     Net::each(|net| {
-        let cluster = Cluster::new();
-        let pods = [cluster.pod(1, 5), cluster.pod(2, 5), cluster.pod(3, 5)];
         let web = snapshot([cluster.web(net, &pods)]);
         cluster.apply(&web);
         assert_eq!(answering_nodes(&cluster, net), [1, 2, 3].into());
