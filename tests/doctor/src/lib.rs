@@ -10,12 +10,14 @@
 //! | `resources` | root, memory, disk |
 //! | `kernel` | namespaces, cables, bridge, overlayfs |
 //! | `nftables` | the parts of nf_tables that Landfall, kube-proxy and the lab use |
+//! | `landfall_tables` | Landfall's tables, as its engine writes them |
 //! | `tools` | programs, and the Debian packages with them |
 #![allow(missing_docs, reason = "only this repository uses this library")]
 
 pub mod check;
 pub mod control_groups;
 mod kernel;
+mod landfall_tables;
 mod nftables;
 mod resources;
 mod tools;
@@ -67,6 +69,7 @@ pub fn examine(options: Options) -> (String, bool) {
     checks.extend(kernel::checks());
     checks.push(control_groups::check());
     checks.extend(nftables::checks());
+    checks.extend(landfall_tables::checks());
     checks.extend(tools::checks(options.before_setup));
     let report = Report { checks };
     (report.render(options.quiet), report.is_suitable())
