@@ -27,11 +27,11 @@ demo: setup ## Show Landfall: a cluster, an EXTERNAL-IP that appears and answers
 test: ## Run everything CI checks: format, lints, unit, property, kernel and end-to-end tests (docs/dev/testing.md)
 	@tests/run.sh
 
-kernels: ## Run the kernel tests on Debian's kernels in QEMU (a long run; KERNELS='5.10 6.1': only these)
+kernels: ## Run the kernel tests on Debian's kernels in QEMU (KERNELS='5.10 6.1' STEPS='dataplane::links doctor': only these)
 	@tests/lab/setup.sh --only-packages qemu-system-x86_64:qemu-system-x86 depmod:kmod xz:xz-utils
 	@cargo build --quiet --locked --package doctor
 	@cargo build --quiet --locked --target x86_64-unknown-linux-musl --package kernels
-	@target/x86_64-unknown-linux-musl/debug/kernels $(KERNELS)
+	@target/x86_64-unknown-linux-musl/debug/kernels $(KERNELS) --steps $(STEPS)
 
 soak: ## Search the speaker for defects with fresh seeds: simulation, then fuzzers (seven hours; SEEDS=200000 FUZZ_SECONDS=600)
 	@LANDFALL_SEEDS=$(SEEDS) cargo test --quiet --locked --workspace --test simulation any_disturbance

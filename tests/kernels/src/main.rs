@@ -1,4 +1,5 @@
-//! `kernels [SERIES...]`: runs the kernel tests on these kernels, or on all. In a guest it is the first process.
+//! `kernels [SERIES...] [--steps STEP...]`: runs the kernel tests on these kernels, or on all; of each only these steps,
+//! as `dataplane::links` or `doctor`. In a guest it is the first process.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -7,9 +8,11 @@ fn main() -> ExitCode {
     if std::process::id() == 1 {
         kernels::guest::run();
     }
-    let selected: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut parts = arguments.split(|argument| argument == "--steps");
+    let (series, steps) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    match kernels::run::run(&root, &selected) {
+    match kernels::run::run(&root, series, steps) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {

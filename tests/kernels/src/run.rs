@@ -12,7 +12,7 @@ use ci::executable::executables;
 
 use crate::archive::Archive;
 use crate::catalog::{
-    DOCTOR, GUEST_LIMIT, KNOWN, MAY_BE_ABSENT, MODULES, SELECTIONS, SERIES, STEP_SECONDS, SUITES, Selection,
+    DOCTOR, GUEST_LIMIT, KNOWN, MAY_BE_ABSENT, MODULES, OPTIMIZED, SELECTIONS, SERIES, STEP_SECONDS, SUITES, Selection,
 };
 use crate::guest::{FOLDERS, MODULES_FOLDER, ORDER, PLAN};
 use crate::machine;
@@ -22,14 +22,21 @@ use crate::packages::{self, UnpackedKernel, output};
 use crate::plan::{self, Step};
 use crate::verdict::{self, Verdict};
 
-/// Runs the selected series, or all. Returns whether all pass.
-pub fn run(root: &Path, selected: &[String]) -> io::Result<bool> {
+/// Runs the selected series, or all, and of each the selected steps, or all. Returns whether all pass.
+pub fn run(root: &Path, selected: &[String], only: &[String]) -> io::Result<bool> {
     let start = Instant::now();
     let root = root.canonicalize()?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
     let folder = target.join("kernels");
     fs::create_dir_all(&folder)?;
-    let steps = steps(&root, &target)?;
+    let mut steps = steps(&root, &target)?;
+    if !only.is_empty() {
+        steps.retain(|step| only.contains(&step.name));
+    }
+    let has_step = |selection: &&Selection| steps.iter().any(|step| step.name == selection.name());
+    for left_out in SELECTIONS.iter().filter(has_step).filter_map(Selection::describe_left_out) {
+        println!("{left_out}");
+    }
     let mut passes = true;
     for series in if selected.is_empty() { all_series()? } else { selected.to_vec() } {
         let Some(kernel) = packages::provide(&folder, &series)? else {
@@ -55,14 +62,20 @@ fn all_series() -> io::Result<Vec<String>> {
 fn steps(root: &Path, target: &Path) -> io::Result<Vec<Step>> {
     let mut command = Command::new("cargo");
     command.args(["test", "--workspace", "--locked", "--no-run", "--message-format", "json-render-diagnostics"]);
+    command.args(
+        OPTIMIZED
+            .iter()
+            .flat_map(|package| ["--config".to_owned(), format!("profile.dev.package.{package}.opt-level=2")]),
+    );
     command.args(SELECTIONS.iter().flat_map(|it| ["--test", it.target]));
     command.current_dir(root).stderr(Stdio::inherit());
     let executables = executables(&output(&mut command)?);
-    let step = |&Selection { package, target, arguments }: &Selection| {
+    let step = |selection: &Selection| {
+        let &Selection { package, target, arguments, .. } = selection;
         let found = executables.iter().find(|it| it.target == target && it.folder.ends_with(package));
         let found = found.ok_or_else(|| io::Error::other(format!("cargo has not built {package}/{target}")))?;
         Ok(Step {
-            name: format!("{package}::{target}"),
+            name: selection.name(),
             program: found.path.clone(),
             // Emulation is slow: tests that run beside each other would exceed their bounds.
             arguments: ["--include-ignored", "--test-threads=1"]
@@ -90,6 +103,7 @@ fn run_kernel(folder: &Path, series: &str, kernel: &UnpackedKernel, steps: &[Ste
     let text = String::from_utf8_lossy(&fs::read(&transcript)?).into_owned();
     let verdict = verdict::decide(&text, end, steps, series, &KNOWN);
     println!("Linux {release}: {} in {} s", verdict.counts(), start.elapsed().as_secs());
+    println!("  {}", verdict::durations(&text, steps).join(", "));
     print_details(&verdict);
     if !verdict.passes() {
         println!("  console: {}\n  transcript: {}", console.display(), transcript.display());
