@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use crds::node_network::{NodeLink, NodeNetworkSpec};
+use crds::node_network::{MAX_ADDRESSES, NodeLink, NodeNetworkSpec};
+use ipnet::IpNet;
 use netlink::links::{Link, Links, is_link_local};
 
 /// The maximal number of links, and also of gateways, in the definition of NodeNetwork.
@@ -12,15 +13,26 @@ const MAX_ITEMS: usize = 256;
 /// The spec of this node. The links have all their addresses except IPv6 link-local ones, which no pool contains. MAC
 /// addresses are included only if other nodes may re-send frames to this node.
 pub(super) fn for_network(links: &Links, gateways: &BTreeSet<IpAddr>, accepts_frames: bool) -> NodeNetworkSpec {
-    let node_link = |link: &Link| {
-        let nets = link.addresses.iter().chain(&link.unusable).filter(|net| !is_link_local(&net.addr()));
-        let addresses = nets.collect::<BTreeSet<_>>().into_iter().map(|net| net.to_string()).collect();
-        NodeLink { name: link.name.clone(), addresses, mac: accepts_frames.then(|| link.mac.to_string()) }
+    let node_link = |link: &Link| NodeLink {
+        name: link.name.clone(),
+        addresses: addresses(link).iter().map(ToString::to_string).collect(),
+        mac: accepts_frames.then(|| link.mac.to_string()),
     };
     let mut links: Vec<NodeLink> = links.values().map(node_link).collect();
     links.sort();
     links.truncate(MAX_ITEMS);
     NodeNetworkSpec { links, gateways: gateways.iter().take(MAX_ITEMS).map(ToString::to_string).collect() }
+}
+
+/// The addresses of a link except IPv6 link-local ones, at most [`MAX_ADDRESSES`]. One address of each network comes
+/// first, because other nodes find their neighbours by the networks. A network of one address has no neighbours.
+fn addresses(link: &Link) -> BTreeSet<IpNet> {
+    let nets: BTreeSet<IpNet> = link.addresses.iter().chain(&link.unusable).copied().collect();
+    let mut networks = BTreeSet::new();
+    let mut names_network = |net: &IpNet| net.prefix_len() < net.max_prefix_len() && networks.insert(net.trunc());
+    let usable = nets.into_iter().filter(|net| !is_link_local(&net.addr()));
+    let (first, others): (Vec<_>, Vec<_>) = usable.partition(|net| names_network(net));
+    first.into_iter().chain(others).take(MAX_ADDRESSES).collect()
 }
 
 #[cfg(test)]
@@ -135,5 +147,17 @@ mod tests {
             (0..300).map(|n| route(vec![via(&format!("192.0.{}.{}", n / 200, n % 200 + 1))])).collect();
         let gateways = from_dump(&routes).gateways;
         assert_eq!((gateways.len(), gateways.first().map(String::as_str)), (MAX_ITEMS, Some("192.0.0.1")));
+    }
+
+    #[test]
+    fn many_addresses_of_a_link_hide_no_network() {
+        let up = LinkFlags::Up | LinkFlags::LowerUp;
+        let single = |n: usize| address(2, &format!("10.0.0.{n}/32"));
+        let mut messages = vec![link(2, "eth0", up), address(2, "192.0.2.11/24"), address(2, "192.0.2.12/24")];
+        messages.extend((1..=100).map(single));
+        messages.extend([address(2, "2001:db8::11/64"), address(2, "2001:db8::12/64")]);
+        let singles = (1..=MAX_ADDRESSES - 2).map(|n| format!("10.0.0.{n}/32"));
+        let all: Vec<_> = singles.chain(["192.0.2.11/24".into(), "2001:db8::11/64".into()]).collect();
+        assert_eq!(from_dump(&messages).links[0].addresses, all);
     }
 }

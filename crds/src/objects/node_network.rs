@@ -12,6 +12,9 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// Maximum number of addresses of a link. Bounds the addresses that one node can withhold from pools.
+pub const MAX_ADDRESSES: usize = 64;
+
 /// Links, addresses and gateways of a node, as found by the agent on the node.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[kube(
@@ -48,8 +51,10 @@ pub struct NodeNetworkSpec {
 pub struct NodeLink {
     /// Name of the network interface. Example: `eth0`.
     pub name: String,
-    /// Addresses of the node on this link, with prefix length. Example: `192.0.2.11/24`.
+    /// Addresses of the node on this link, with prefix length. At most 64; if the link has more, one of each network
+    /// comes first, and the others are omitted. Example: `192.0.2.11/24`.
     #[serde(default)]
+    #[schemars(length(max = MAX_ADDRESSES))]
     pub addresses: Vec<String>,
     /// MAC address of the node on this link. Other nodes re-send frames for load-balancer addresses to this MAC
     /// address. If it is absent, other nodes translate these packets and route them to the pods of this node. Example:
