@@ -38,7 +38,9 @@ use crate::client::Connection;
 const NAMESPACE: &str = "landfall-system";
 const CONTROLLER: &str = "landfall-controller";
 const NODE: &str = "landfall-node";
-const POLICIES: [&str; 2] = ["landfall-address-in-use", "landfall-own-node"];
+
+/// The label of all objects in deploy/landfall.yaml.
+const LABEL: &str = "app.kubernetes.io/name=landfall";
 
 /// How long a step may take. A pod has 10 s to end; the rest is for a busy cluster.
 const STEP_TIMEOUT: Duration = Duration::from_secs(60);
@@ -68,10 +70,7 @@ pub(crate) async fn run(connection: &Connection, options: UninstallOptions) -> a
         ));
     }
     print("removing the policies and the controller\n")?;
-    for policy in POLICIES {
-        delete::<ValidatingAdmissionPolicyBinding>(&Api::all(client.clone()), policy).await?;
-        delete::<ValidatingAdmissionPolicy>(&Api::all(client.clone()), policy).await?;
-    }
+    delete_policies(&client).await?;
     delete_workload::<Deployment>(&client, CONTROLLER, "controller").await?;
     // The Services are read again, because the controller may have assigned further addresses.
     for ours in our_services(&client).await? {
@@ -141,6 +140,17 @@ async fn release(client: &Client, OurService { service, has_address }: &OurServi
     }
 }
 
+/// Deletes our policies, each after its binding. The binding has the same name.
+async fn delete_policies(client: &Client) -> anyhow::Result<()> {
+    let policies: Api<ValidatingAdmissionPolicy> = Api::all(client.clone());
+    let ours = policies.list(&ListParams::default().labels(LABEL)).await.context("list the policies")?;
+    for name in ours.iter().map(ResourceExt::name_any) {
+        delete::<ValidatingAdmissionPolicyBinding>(&Api::all(client.clone()), &name).await?;
+        delete(&policies, &name).await?;
+    }
+    Ok(())
+}
+
 /// Deletes a Deployment or DaemonSet of Landfall, and waits until its pods have ended.
 async fn delete_workload<K>(client: &Client, name: &str, component: &str) -> anyhow::Result<()>
 where
@@ -148,8 +158,7 @@ where
 {
     delete::<K>(&Api::namespaced(client.clone(), NAMESPACE), name).await?;
     let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
-    let ours = ListParams::default()
-        .labels(&format!("app.kubernetes.io/name=landfall,app.kubernetes.io/component={component}"));
+    let ours = ListParams::default().labels(&format!("{LABEL},app.kubernetes.io/component={component}"));
     let deadline = tokio::time::Instant::now() + STEP_TIMEOUT;
     loop {
         let remaining: Vec<_> = pods.list(&ours).await.context("list Landfall's pods")?.items;
