@@ -15,10 +15,10 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
 use kube::api::{Api, PostParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
 
 use crate::image::{Image, write_archive};
 use crate::kubernetes::certificates::{Authority, kubeconfig_with_token};
@@ -83,7 +83,7 @@ impl Cluster {
         let switch = Host::new(&cluster_dir, None)?;
         let control_plane = Host::new(&cluster_dir, Some(topology.control_plane()))?;
         let files = ControlPlaneFiles::new(&control_plane.dir());
-        let client = client(&files.kubeconfig).await?;
+        let client = client(Kubeconfig::read_from(&files.kubeconfig)?).await?;
         Ok(Self { cluster_dir, topology, client, files, switch, control_plane, lock: None })
     }
 
@@ -214,18 +214,41 @@ impl Cluster {
     /// that runs as a plain process (on a light node, for example) the rights it has in a pod. The token is valid for a
     /// day.
     pub async fn service_account_kubeconfig(&self, namespace: &str, name: &str) -> Result<PathBuf> {
+        let token = self.request_token(namespace, name, None).await?;
+        let text = kubeconfig_with_token(&self.lan_url(), &fs::read_to_string(&self.files.authority)?, &token)?;
+        let path = self.control_plane.dir().join(format!("{namespace}.{name}.kubeconfig"));
+        fs::write(&path, text)?;
+        Ok(path)
+    }
+
+    /// A client with a token of a ServiceAccount: the token that the kubelet requests for this pod, which contains the
+    /// name of the node, or a token without a pod.
+    pub async fn service_account_client(&self, namespace: &str, name: &str, pod: Option<&Pod>) -> Result<kube::Client> {
+        let token = self.request_token(namespace, name, pod).await?;
+        let mut kubeconfig = Kubeconfig::read_from(&self.files.kubeconfig)?;
+        for user in &mut kubeconfig.auth_infos {
+            user.auth_info = Some(AuthInfo { token: Some(token.clone().into()), ..AuthInfo::default() });
+        }
+        client(kubeconfig).await
+    }
+
+    /// A token that is valid for a day.
+    async fn request_token(&self, namespace: &str, name: &str, pod: Option<&Pod>) -> Result<String> {
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
-        let spec = TokenRequestSpec { expiration_seconds: Some(86_400), ..TokenRequestSpec::default() };
+        let bound_object_ref = pod.map(|pod| BoundObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Pod".into()),
+            name: pod.metadata.name.clone(),
+            uid: pod.metadata.uid.clone(),
+        });
+        let spec =
+            TokenRequestSpec { bound_object_ref, expiration_seconds: Some(86_400), ..TokenRequestSpec::default() };
         let request = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
         let token = accounts
             .create_token_request(name, &PostParams::default(), &request)
             .await
             .with_context(|| format!("request a token of ServiceAccount {namespace}/{name}"))?;
-        let token = token.status.and_then(|status| status.token).context("the API server returned no token")?;
-        let text = kubeconfig_with_token(&self.lan_url(), &fs::read_to_string(&self.files.authority)?, &token)?;
-        let path = self.control_plane.dir().join(format!("{namespace}.{name}.kubeconfig"));
-        fs::write(&path, text)?;
-        Ok(path)
+        token.status.and_then(|status| status.token).context("the API server returned no token")
     }
 
     /// Any host: `n1`, `l1`, `c1`, `cp`, `switch`. The error lists the existing hosts.
@@ -416,8 +439,7 @@ fn for_each_in_parallel<T: Send + Sync>(items: Vec<T>, work: impl Fn(&T) -> Resu
     })
 }
 
-async fn client(kubeconfig: &Path) -> Result<kube::Client> {
-    let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
+async fn client(kubeconfig: Kubeconfig) -> Result<kube::Client> {
     let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     config.proxy_url = None;
     Ok(kube::Client::try_from(config)?)
