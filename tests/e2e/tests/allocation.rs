@@ -8,6 +8,7 @@
 //! | `sharing` | several Services on one address |
 //! | `dual_stack` | both families |
 //! | `reservations` | reserved addresses |
+//! | `permissions` | what the tokens of agents and controllers, and users, may write |
 //! | `restarts` | restarts of the controller |
 //! | `high_availability` | leader election |
 //! | `crash_safety` | a crash of the controller at each of its writes |
@@ -18,6 +19,7 @@ mod crash_safety;
 mod dual_stack;
 mod high_availability;
 mod order;
+mod permissions;
 mod pools;
 mod requests;
 mod reservations;
@@ -38,6 +40,7 @@ async fn services_get_and_keep_addresses_by_the_rules() -> Result<()> {
     sharing::add_scenes(&mut scenes);
     dual_stack::add_scenes(&mut scenes);
     reservations::add_scenes(&mut scenes);
+    permissions::add_scenes(&mut scenes);
     restarts::add_scenes(&mut scenes);
     scenes.play().await?;
     world.end()

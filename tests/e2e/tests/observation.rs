@@ -141,7 +141,9 @@ async fn forge_objects(world: &World) -> Result<()> {
             "services": [{"namespace": "default", "name": "ghost", "uid": "none"}],
         },
     });
-    let records: Api<LoadBalancerIP> = Api::all(world.client.clone());
+    // A policy refuses this record from any other client.
+    let controller = world.cluster.service_account_client(SYSTEM, "landfall-controller", None).await?;
+    let records: Api<LoadBalancerIP> = Api::all(controller);
     records.create(&PostParams::default(), &serde_json::from_value(record)?).await.context("forge a record")?;
     Ok(())
 }
