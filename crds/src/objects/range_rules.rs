@@ -41,11 +41,7 @@ pub(crate) fn for_range() -> Value {
             "'%s' is not a CIDR such as 192.0.2.0/28, a range such as 192.0.2.10-192.0.2.20 or an address",
             "self",
         ),
-        rule(
-            &format!("!{is_range} || self.split('-', 2).all(end, {family})"),
-            "'%s' mixes IPv4 and IPv6",
-            "self",
-        ),
+        rule(&format!("!{is_range} || self.split('-', 2).all(end, {family})"), "'%s' mixes IPv4 and IPv6", "self"),
         rule(
             &format!("!{is_range} || !self.contains('-') || ({is_dotted}) || ![{numbers}].exists(ends, {is_reversed})"),
             "'%s' ends before it begins",

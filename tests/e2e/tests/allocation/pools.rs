@@ -406,7 +406,9 @@ async fn each_invalid_range_is_refused_for_one_reason(scene: &Scene<'_>) -> Resu
         let dry_run = PostParams { dry_run: true, ..PostParams::default() };
         match scene.pool_api().create(&dry_run, &serde_json::from_value(pool)?).await {
             Ok(_) => Ok(Vec::new()),
-            Err(kube::Error::Api(status)) => Ok(status.details.as_ref().map(|it| it.causes.clone()).unwrap_or_default()),
+            Err(kube::Error::Api(status)) => {
+                Ok(status.details.as_ref().map(|it| it.causes.clone()).unwrap_or_default())
+            }
             Err(error) => Err(error).context("create a pool"),
         }
     };
