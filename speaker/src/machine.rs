@@ -46,6 +46,10 @@ pub struct Machine {
     context: Context,
     links: BTreeMap<u32, Link>,
     segments: BTreeMap<u32, Segment>,
+    /// The segments of links that are down, each with the time since when. They continue when the link returns.
+    suspended: BTreeMap<u32, (Duration, Segment)>,
+    /// The number of segments that this speaker has opened.
+    opened: u64,
     /// Addresses that this node still announces although it is no longer a candidate. Each stays on its link until a
     /// successor takes over.
     outgoing: BTreeSet<IpAddr>,
@@ -85,6 +89,8 @@ impl Machine {
             context: Context::new(config),
             links: BTreeMap::new(),
             segments: BTreeMap::new(),
+            suspended: BTreeMap::new(),
+            opened: 0,
             outgoing: BTreeSet::new(),
             stops_by: None,
             is_done: false,

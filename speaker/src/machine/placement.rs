@@ -8,9 +8,13 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::Machine;
+use crate::config::Config;
+use crate::ownership::context::Context;
 use crate::ownership::segment::Segment;
+use crate::peers::deaths::FORGET_AFTER;
 use crate::snapshot::Snapshot;
 use model::eligibility::{AnnouncementPolicy, Links};
+use model::stable_hash;
 use netlink::links::Link;
 
 impl Machine {
@@ -83,24 +87,40 @@ impl Machine {
         places
     }
 
-    /// The segment of an existing link, created if needed.
+    /// The segment of an existing link. It is created if needed, or continues after the link was down.
     fn segment(&mut self, index: u32) -> &mut Segment {
-        let (context, link) = (&self.context, &self.links[&index]);
-        let segment =
-            self.segments.entry(index).or_insert_with(|| Segment::new(context.now, link.clone(), &context.config));
-        segment.update_link(context.now, link);
+        let (Context { now, config, .. }, link) = (&self.context, &self.links[&index]);
+        let segment = self.segments.entry(index).or_insert_with(|| {
+            if let Some((_, before)) = self.suspended.remove(&index) {
+                return before.resume_link(*now, link.clone(), config);
+            }
+            self.opened += 1;
+            Segment::new(*now, link.clone(), incarnation_of(config, index, self.opened), config)
+        });
+        segment.update_link(*now, link);
         segment
     }
 
-    /// Closes the segment of a link that is gone or no longer needed.
+    /// Closes the segment of a link that is no longer needed, or suspends it if the link is down.
     fn close(&mut self, index: u32) {
         let Some(mut segment) = self.segments.remove(&index) else { return };
         segment.close(&mut self.context);
-        if self.links.contains_key(&index) {
-            segment.send_goodbye(&mut self.context);
-        }
         self.context.reports_changed = true;
+        if self.links.contains_key(&index) {
+            return segment.send_goodbye(&mut self.context);
+        }
+        let now = self.context.now;
+        // Peers have forgotten this node by then. The link may have been deleted: links that return have other indexes.
+        self.suspended.retain(|_, (since, _)| now < *since + FORGET_AFTER);
+        self.suspended.insert(index, (now, segment));
     }
+}
+
+/// The incarnation of the segment number `opened` of this speaker. It differs on each link, so that packets recorded on
+/// one link prove nothing on another. It is new each time a link is used again: the sequence restarts, and peers would
+/// take the Hellos for replayed ones.
+fn incarnation_of(config: &Config, index: u32, opened: u64) -> u64 {
+    stable_hash::mix64(config.incarnation ^ stable_hash::mix64(opened << 32 | u64::from(index)))
 }
 
 /// The home link of `lb_ip`: the link whose subnet contains the address (longest prefix, then lowest index). If no
@@ -142,7 +162,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::Config;
     use crate::wire::seal::Keys;
     use model::eligibility::{Candidate, Candidates};
 

@@ -16,11 +16,10 @@ use crate::ownership::claims::{Claim, Claims};
 use crate::ownership::context::Context;
 use crate::ownership::hello_sender::HelloSender;
 use crate::ownership::rules::{Ceding, Reason};
-use crate::peers::handshake::Handshakes;
+use crate::peers::handshake::{self, Handshakes};
 use crate::peers::interval::MAX_INTERVAL;
 use crate::peers::liveness::{self, PeerState};
 use crate::peers::peer::Peer;
-use model::stable_hash;
 use netlink::links::Link;
 
 /// When a peer has begun or ceased to claim an owned address, this node announces the address for this time, even
@@ -101,9 +100,7 @@ pub struct Segment {
 }
 
 impl Segment {
-    pub fn new(now: Duration, link: Link, config: &Config) -> Self {
-        // A different incarnation for each link, so that packets recorded on one link prove nothing on another.
-        let incarnation = stable_hash::mix64(config.incarnation ^ stable_hash::mix64(link.index.into()));
+    pub fn new(now: Duration, link: Link, incarnation: u64, config: &Config) -> Self {
         Self {
             link,
             peers: BTreeMap::new(),
@@ -131,6 +128,17 @@ impl Segment {
             slowest_peer: Duration::ZERO,
             hello_sender: HelloSender::new(incarnation, config),
         }
+    }
+
+    /// Continues a closed segment whose link was down until now. This node still knows its peers, because a quorum
+    /// counts all of them, and the epochs. Its sequence goes on, so that peers do not take its Hellos for replayed
+    /// ones. The sequence skips some numbers, so that an echo recorded earlier proves nothing. The rest is new.
+    pub fn resume_link(self, now: Duration, link: Link, config: &Config) -> Self {
+        let Self { peers, epochs, quorum, hello_sender, .. } = self;
+        let mut resumed = Self { peers, epochs, quorum, ..Self::new(now, link, hello_sender.incarnation, config) };
+        resumed.hello_sender.sequence = hello_sender.sequence + u64::from(handshake::ECHO_WINDOW);
+        resumed.excuse_peers(now);
+        resumed
     }
 
     /// Applies a change of the link. After a change of its MAC address all addresses are announced again.

@@ -22,7 +22,8 @@ pub struct Packet {
     pub mac: MacAddr,
     /// The name of the link at the sender. Policies name the links on which a node may announce an address.
     pub link: String,
-    /// Random at each start of the sender, and different on each of its links.
+    /// Random at each start of the sender, different on each of its links, and new each time the sender begins to use
+    /// the link. A link that was down keeps it.
     pub incarnation: u64,
     /// Grows with each Hello of the sender on this link.
     pub sequence: u64,

@@ -1,10 +1,11 @@
-//! Nodes that hear few of the others, or none.
+//! Nodes that hear few of the others, or none, because paths are cut or links are down.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::world::{INTERVAL, WINDOW, World, frame_of_other_host, lb_ip, mac};
+use crate::exploration::observed_world;
+use crate::world::{INTERVAL, WINDOW, World, frame_of_other_host, lb_ip, lb_ip_on_second, mac};
 use crate::{SETTLING_TIME, check, event_log, ms, seeds, settled_world, sole_owners};
 
 /// Advances while clients send frames on the LAN.
@@ -196,4 +197,86 @@ fn two_nodes_converge_after_any_separation() {
         world.advance(SETTLING_TIME);
         check(&world);
     });
+}
+
+#[test]
+fn returned_links_are_heard_again() {
+    seeds(60, |seed| {
+        let nodes = 2 + seed as usize % 4;
+        let mut world = observed_world(seed, nodes);
+        // With several links, a switch has failed.
+        let down = 1 + world.random.next_below(nodes);
+        for node in 0..down {
+            world.set_carrier(node, 0, false);
+        }
+        let time = world.random.time(ms(1), ms(3000));
+        world.advance(time);
+        for node in 0..down {
+            world.set_carrier(node, 0, true);
+        }
+        world.record_fault();
+        world.advance(SETTLING_TIME);
+        check(&world);
+        let before = world.all_owners();
+        world.advance(ms(5000));
+        check(&world);
+        assert_eq!(world.all_owners(), before, "an address moved without a cause");
+    });
+}
+
+#[test]
+fn flapping_link_leaves_one_announcer() {
+    seeds(20, |seed| {
+        let mut world = observed_world(seed, 3);
+        for _ in 0..20 {
+            let carrier = world.links_down().contains(&(0, 0));
+            world.set_carrier(0, 0, carrier);
+            world.record_fault();
+            let time = world.random.time(ms(1), ms(600));
+            world.advance(time);
+        }
+        world.set_carrier(0, 0, true);
+        world.advance(SETTLING_TIME);
+        check(&world);
+    });
+}
+
+#[test]
+fn nodes_of_a_failed_switch_take_no_address_of_the_majority() {
+    let mut world = observed_world(1, 5);
+    for node in 0..2 {
+        world.set_carrier(node, 0, false);
+    }
+    world.advance(ms(2000));
+    let before = world.all_owners();
+    // The switch is back without its uplink: its two nodes hear each other alone.
+    world.partition(&BTreeSet::from([2, 3, 4]));
+    for node in 0..2 {
+        world.set_carrier(node, 0, true);
+    }
+    world.advance(ms(2000));
+    world.heal();
+    world.record_fault();
+    world.advance(SETTLING_TIME);
+    check(&world);
+    assert_eq!(world.all_owners(), before, "two of five nodes are no quorum");
+}
+
+#[test]
+fn link_that_is_used_again_is_heard_although_its_goodbye_was_lost() {
+    let mut world = World::with_lans(1, 3, 2, 2);
+    world.add_api(ms(50), 0.0);
+    let on_second = lb_ip_on_second(0);
+    world.add_addresses([on_second].into_iter());
+    world.start_all();
+    world.advance(ms(5000));
+    check(&world);
+    world.network.loss = 1.0;
+    world.permit_home_link(on_second, 0, false);
+    world.advance(ms(5));
+    world.network.loss = 0.0;
+    world.advance(SETTLING_TIME);
+    world.permit_home_link(on_second, 0, true);
+    world.advance(SETTLING_TIME);
+    check(&world);
 }

@@ -96,6 +96,14 @@ impl Lan {
         })
     }
 
+    /// Waits until one node announces `lb_ip`, which is not `former`. Returns its number.
+    pub fn wait_owner_except(&self, nodes: &[Speaker], lb_ip: impl Into<IpAddr> + Copy, former: usize) -> usize {
+        wait("another owner", || match self.wait_owner(nodes, lb_ip) {
+            owner if owner != former => Ok(owner),
+            _ => Err(format!("still {former}")),
+        })
+    }
+
     /// Waits until each of `lb_ips` has one owner.
     pub fn wait_all_owned(&self, nodes: &[Speaker], lb_ips: &[Ipv4Addr]) {
         wait("an owner of each", || {

@@ -181,6 +181,21 @@ fn new_link_or_mac_address_is_noticed() {
 }
 
 #[test]
+fn node_whose_link_returns_is_heard_again() {
+    let lan = Lan::new(3);
+    let nodes = lan.speakers(&[LB_IP]);
+    let owner = lan.wait_owner(&nodes, LB_IP);
+    lan.node(owner).ip(["link set eth0 down"]).expect("down");
+    let successor = lan.wait_owner_except(&nodes, LB_IP, owner);
+    let before = nodes[owner].counters().packets_received;
+    lan.node(owner).ip(["link set eth0 up"]).expect("up");
+    nodes[owner].wait_counters(|counters| counters.packets_received > before + 20);
+    assert_eq!(lan.arp_answers(LB_IP), [nodes[successor].mac]);
+    let dropped: Vec<u64> = nodes.iter().map(|node| node.counters().dropped.replayed).collect();
+    assert_eq!(dropped, [0, 0, 0], "Hellos of the returned link are taken for replayed ones");
+}
+
+#[test]
 fn client_follows_over_ipv6_and_verifies_by_unicast() {
     let lan = Lan::new(2);
     let nodes = lan.speakers(&[LB_IP_V6]);

@@ -144,6 +144,18 @@ impl World {
         self.run_host(node, None);
     }
 
+    /// Permits a node to announce an address on its home link, or on no link.
+    pub fn permit_home_link(&mut self, lb_ip: IpAddr, node: usize, home: bool) {
+        let mut policy = self.wanted[&lb_ip].clone();
+        let candidate = |other| {
+            let home = home || other != node;
+            (name(other), Candidate { links: Links { home, ..Links::default() }, preference: 0 })
+        };
+        policy.candidates = Arc::new((0..self.nodes()).map(candidate).collect());
+        self.wanted.insert(lb_ip, policy);
+        (0..self.nodes()).for_each(|node| self.deliver_snapshot(node));
+    }
+
     /// Lets all nodes announce these addresses, but only on links with this name.
     pub fn restrict_to_link(&mut self, lb_ips: &[IpAddr], link: &str) {
         let links = Links { home: false, named: [link.to_owned()].into() };
