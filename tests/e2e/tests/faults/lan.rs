@@ -7,11 +7,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::world::{AGENT_PROCESS, SOON, ingress};
+use e2e::world::{SOON, ingress};
 use e2e::{Scene, Scenes, World};
 use lab::{CablePlan, Direction, Topology, wait_until};
 use load::{Bounds, Clock, Control, Prober, Server, Transport, TryPlan, Verdict, WakeupThread};
-use observer::{Component, Invariant};
+use observer::Invariant;
 use serde_json::json;
 
 const NODES: [&str; 3] = ["n1", "n2", "n3"];
@@ -53,11 +53,7 @@ async fn invariants_hold_during_faults_of_the_lan() -> Result<()> {
     scenes.add(a_third_of_frames_lost_leaves_one_owner);
     scenes.add(late_and_doubled_frames_move_nothing);
     scenes.add(nodes_converge_after_a_restart_of_the_switch);
-    scenes.add_known_defect(
-        a_node_whose_port_returns_is_heard_again,
-        Invariant::I6,
-        "A link that returns restarts its sequence under the same incarnation, so peers drop its Hellos as replays.",
-    );
+    scenes.add(a_node_whose_port_returns_is_heard_again);
     scenes.play().await?;
     world.end()
 }
@@ -250,19 +246,9 @@ async fn a_node_whose_port_returns_is_heard_again(scene: &Scene<'_>) -> Result<(
     let address = create_service(scene, 208).await?;
     let owner = wait_for_owner(scene, address, None).await?;
     let down = scene.world.take_ports_down(&[&owner])?;
-    wait_for_owner(scene, address, Some(&owner)).await?;
+    let next = wait_for_owner(scene, address, Some(&owner)).await?;
     down.heal()?;
-    tokio::time::sleep(WATCHED).await;
-    // With the defect, only another incarnation ends the conflict soon.
-    let node = scene.world.cluster.node(&owner);
-    let former = node.processes(AGENT_PROCESS);
-    scene.world.kill(Component::Agent, &owner)?;
-    wait_until(SOON, "another agent", async || {
-        let running = node.processes(AGENT_PROCESS);
-        ensure!(running.len() == 1 && running != former, "{running:?}");
-        Ok(())
-    })
-    .await?;
-    scene.world.wait_until_installed().await?;
-    wait_for_owner(scene, address, None).await.map(drop)
+    let moves = find_moves(scene, address, &next).await?;
+    ensure!(moves.is_empty(), "{moves:?}");
+    Ok(())
 }
