@@ -196,6 +196,7 @@ impl Objects {
             patch("announces beside another node", &[entry("n1", 1, SINCE), theirs.clone()], None),
             patch("takes over with a greater epoch", &[entry("n1", 6, EARLIER)], None),
             patch("takes over with the same epoch, later", &[entry("n1", 5, LATER)], None),
+            patch("takes over with the same epoch, in the same second", &[entry("n1", 5, SINCE)], None),
             patch("announces for another node", &[theirs.clone(), entry("n7", 6, LATER)], OTHERS_ENTRY),
             patch("changes the link of another node", std::slice::from_ref(&moved), OTHERS_ENTRY),
             patch("raises the epoch of another node", &[entry("n8", 9, SINCE)], OTHERS_ENTRY),
