@@ -19,8 +19,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-/// A client that sends nothing for this long gets its line without a request.
-const SILENCE: Duration = Duration::from_millis(300);
+/// A client that sends nothing for this long gets its line without a request. On a busy machine the request of a client
+/// comes hundreds of milliseconds after its connection.
+const SILENCE: Duration = Duration::from_secs(3);
 /// An answered connection is closed after this long without input, so that a client on a dead node does not hold a
 /// thread for ever.
 const IDLE: Duration = Duration::from_secs(3600);
