@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::{Answer, Host};
-
-use crate::prober::Transport;
+use load::Transport;
 
 /// Limit of waiting for the answer to a request.
 const TIMEOUT: Duration = Duration::from_millis(800);

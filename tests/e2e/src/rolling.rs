@@ -5,7 +5,6 @@
 //! one starts.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::apps::v1::DaemonSet;
@@ -14,8 +13,8 @@ use kube::api::PostParams;
 use lab::wait_until;
 use serde_json::json;
 
-use crate::prober::{Prober, Tally, Transport};
-use crate::world::{SOON, World};
+use crate::traffic::{Target, Traffic, TrafficPlan, TrafficRun, control};
+use crate::world::{SOON, World, requested_cpu};
 
 /// The traffic policies, and the Service of each.
 pub const POLICIES: [(&str, &str); 2] = [("Cluster", "rolling-cluster"), ("Local", "rolling-local")];
@@ -31,11 +30,8 @@ const PRE_STOP_SECONDS: u32 = 4;
 /// The backend, and its clients.
 pub struct RollingUpdates<'a> {
     world: &'a World,
-    probers: Vec<(&'static str, Transport, Prober)>,
+    traffic: Traffic,
 }
-
-/// Results of one update, by policy and protocol.
-pub type UpdateTallies = Vec<(&'static str, Transport, Tally)>;
 
 impl<'a> RollingUpdates<'a> {
     /// Creates a pod on each node and a Service for each policy, and starts the clients. A pool must have two free
@@ -44,10 +40,11 @@ impl<'a> RollingUpdates<'a> {
     /// # Errors
     /// If pods or Services do not answer in time.
     pub async fn start(world: &'a World, max_unavailable: u8) -> Result<Self> {
+        control::create_pods(world).await?;
         let pod = json!({
             "terminationGracePeriodSeconds": 30,
             "containers": [{
-                "name": "whoami", "image": "whoami:dev",
+                "name": "whoami", "image": "whoami:dev", "resources": requested_cpu(),
                 "env": [{"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
                 "readinessProbe": {"tcpSocket": {"port": 8080}, "periodSeconds": 1},
                 "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
@@ -64,7 +61,7 @@ impl<'a> RollingUpdates<'a> {
         let api: Api<DaemonSet> = Api::default_namespaced(world.client.clone());
         api.create(&PostParams::default(), &serde_json::from_value(daemon_set)?).await.context("create a DaemonSet")?;
         wait_for_rollout(world)?;
-        let mut probers = Vec::new();
+        let mut targets = Vec::new();
         for (policy, name) in POLICIES {
             let selector = json!({"app": PODS});
             world.create_service(name, json!({"selector": selector, "externalTrafficPolicy": policy})).await?;
@@ -76,23 +73,19 @@ impl<'a> RollingUpdates<'a> {
                 Ok(())
             })
             .await?;
-            let (client, target) = (world.cluster.client_host("c1"), SocketAddr::new(address, 80));
-            for transport in [Transport::Tcp, Transport::Udp] {
-                probers.push((policy, transport, Prober::start(&client, target, transport)));
-            }
+            targets.extend(Target::over_both(policy, address));
         }
-        Ok(Self { world, probers })
+        let traffic = TrafficPlan::new(targets).start(world).await?;
+        Ok(Self { world, traffic })
     }
 
-    /// Replaces all pods.
+    /// Replaces all pods. Returns the records of this time: the name of a target is its policy.
     ///
     /// # Errors
     /// If an old pod stays, or a new pod does not become ready.
-    pub async fn update(&self) -> Result<UpdateTallies> {
+    pub async fn update(&self) -> Result<TrafficRun> {
         let before: BTreeSet<_> = self.world.pod_nodes(PODS).await?.into_iter().collect();
-        for (.., prober) in &self.probers {
-            prober.take_tally();
-        }
+        self.traffic.take_run();
         self.world.kubectl(&["rollout", "restart", &format!("daemonset/{PODS}")])?;
         wait_for_rollout(self.world)?;
         // A rollout ends a moment before the last old pod is deleted.
@@ -102,7 +95,7 @@ impl<'a> RollingUpdates<'a> {
             Ok(())
         })
         .await?;
-        Ok(self.probers.iter().map(|(policy, transport, prober)| (*policy, *transport, prober.take_tally())).collect())
+        Ok(self.traffic.take_run())
     }
 
     /// Stops the clients and deletes the backend.
@@ -110,9 +103,7 @@ impl<'a> RollingUpdates<'a> {
     /// # Errors
     /// If the host of a client is off, or a deletion fails.
     pub async fn end(self) -> Result<()> {
-        for (.., prober) in self.probers {
-            prober.stop()?;
-        }
+        self.traffic.stop()?;
         for (_, name) in POLICIES {
             self.world.delete_service(name).await?;
         }

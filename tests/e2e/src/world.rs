@@ -265,7 +265,7 @@ impl World {
         let mut pod = json!({
             "terminationGracePeriodSeconds": 1,
             "containers": [{
-                "name": "whoami", "image": "whoami:dev",
+                "name": "whoami", "image": "whoami:dev", "resources": requested_cpu(),
                 "env": [{"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
             }],
         });
@@ -459,6 +459,12 @@ pub fn process_pattern(component: Component) -> &'static str {
         Component::Agent => AGENT_PROCESS,
         Component::Controller => CONTROLLER_PROCESS,
     }
+}
+
+/// The share of the processors that each pod of a test requests, like a pod of an operator. Without a request, its
+/// control group has a fiftieth of the weight of an agent's.
+pub fn requested_cpu() -> Value {
+    json!({"requests": {"cpu": "100m"}})
 }
 
 fn is_terminating(endpoint: &Endpoint) -> bool {

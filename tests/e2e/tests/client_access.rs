@@ -12,6 +12,7 @@ use std::net::IpAddr;
 
 use anyhow::{Result, ensure};
 use e2e::World;
+use e2e::traffic::control;
 use e2e::world::{SOON, ingress};
 use lab::{Topology, wait_until};
 use serde_json::json;
@@ -20,6 +21,7 @@ use serde_json::json;
 async fn source_ranges_and_affinity_hold_for_both_families() -> Result<()> {
     let world = World::with_landfall("e2e-terms", Topology { clients: 2, ..Topology::default() }).await?;
     world.create_pool("lan", &["192.0.2.200-192.0.2.202", "2001:db8::200-2001:db8::202"]).await?;
+    control::create_pods(&world).await?;
     world.create_whoami("web", 3).await?;
     world.create_service("web", json!({"ipFamilyPolicy": "RequireDualStack"})).await?;
     let both = wait_for_both_addresses(&world, "web").await?;

@@ -5,14 +5,15 @@ mod failover;
 mod takeover;
 
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::World;
 use e2e::world::SOON;
+use e2e::{Target, TrafficPlan, World};
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use lab::{Topology, wait_until};
+use load::TryPlan;
 use serde_json::json;
 
 /// After this time every new connection must succeed. Landfall needs a fraction of it; the rest is for a busy machine.
@@ -21,11 +22,11 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// New connections are watched for this long after the deadline.
 const WATCH_TIME: Duration = Duration::from_secs(6);
 
-/// Limit of waiting for a connection.
+/// Limit of waiting for an answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Limit of waiting for the answer to a datagram while the outage is measured. It is the resolution of the measurement.
-const UDP_TIMEOUT: Duration = Duration::from_millis(40);
+/// Minimum number of new connections after the deadline.
+const MIN_CONNECTIONS: usize = 30;
 
 /// Whether the Node object is Ready.
 async fn is_ready(world: &World, node: &str) -> Result<bool> {
@@ -34,23 +35,26 @@ async fn is_ready(world: &World, node: &str) -> Result<bool> {
     Ok(conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True"))
 }
 
-/// Powers off a node, and checks that all new connections succeed after the deadline.
+/// Powers off a node, and checks that all new connections and datagrams are answered after the deadline.
 async fn power_off_and_check(world: &World, victim: &str, address: IpAddr) -> Result<()> {
+    let targets = Target::over_both("web", address).map(|target| {
+        let plan = TryPlan { timeout: TIMEOUT, ..target.plan };
+        Target { plan, ..target }
+    });
+    let traffic = TrafficPlan::new(targets).past_nodes().start(world).await?;
     world.power_off(victim)?;
-    let died = Instant::now();
-    let mut last_loss = Duration::ZERO;
-    while died.elapsed() < DEADLINE {
-        if world.lan.query_udp_within(address, UDP_TIMEOUT).is_err() {
-            last_loss = died.elapsed();
-        }
-    }
-    eprintln!("{victim} died; the last datagram without an answer within {UDP_TIMEOUT:?} was sent {last_loss:?} later");
-    let mut count = 0;
-    while died.elapsed() < DEADLINE + WATCH_TIME || count < 30 {
-        let since = died.elapsed();
-        let answer = world.lan.query_tcp_within(address, TIMEOUT);
-        ensure!(answer.is_ok(), "a connection failed {since:?} after the death of {victim}: {answer:?}");
-        count += 1;
+    let died = traffic.clock.now();
+    tokio::time::sleep(DEADLINE + WATCH_TIME).await;
+    let run = traffic.stop()?;
+    run.print(&format!("{victim} without power since {died:.3?}"));
+    for (target, record) in &run.records {
+        let lost = record.tries.iter().filter(|one| !one.outcome.is_answered());
+        let last = lost.max_by_key(|one| one.started).filter(|one| one.started >= died);
+        let since = last.map_or(Duration::ZERO, |one| one.started - died);
+        eprintln!("  {}: the last request without an answer was sent {since:.1?} later", target.label());
+        ensure!(since < DEADLINE, "{}: a request failed {since:?} after the death of {victim}", target.label());
+        let count = record.tries.iter().filter(|one| one.started >= died + DEADLINE).count();
+        ensure!(count >= MIN_CONNECTIONS, "{}: only {count} requests after the deadline", target.label());
     }
     // If the node were not Ready, the connections could succeed because Kubernetes has removed its endpoints.
     ensure!(is_ready(world, victim).await?, "Kubernetes has noticed the death of {victim}");

@@ -1,27 +1,50 @@
 //! Clients during rolling updates, moves of pods, and restarts of Kubernetes' components.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use e2e::rolling::RollingUpdates;
+use e2e::traffic::{KnownLoss, NOTHING_LOST, RUNS, control};
 use e2e::world::{SOON, ingress};
-use e2e::{ConnectOutcome, Prober, Transport, World};
+use e2e::{ConnectOutcome, Target, TrafficPlan, Transport, World};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::PostParams;
 use lab::{Process, Topology, wait_until};
+use load::{Bounds, Record, Verdict, repeat_while_late};
 use serde_json::json;
 
 /// Number of updates of the backend.
 const ROUNDS: usize = 5;
 
-/// Minimum percentage of answered requests in each update.
-const MIN_ANSWERED_PERCENT: f64 = 99.5;
-
-/// Minimum number of requests in each update, for a meaningful percentage.
+/// Minimum number of requests in each update, for a meaningful share.
 const MIN_REQUESTS: usize = 200;
+
+/// Bounds of one update. The share of lost tries is bounded over all updates, because one try of a few hundred is more
+/// than the bar.
+const UPDATE: Bounds =
+    Bounds { loss: 1.0, gap: Duration::from_millis(500), slow: usize::MAX, tries: MIN_REQUESTS, ..NOTHING_LOST };
+
+/// Losses of all updates together, by policy. The bar is 0.1 %.
+const KNOWN_LOSSES: [(&str, KnownLoss); 2] = [
+    (
+        "Cluster",
+        KnownLoss { at_most: 0.004, reason: "some connections reach a pod that has ended, before the nodes know it" },
+    ),
+    (
+        "Local",
+        KnownLoss {
+            at_most: 0.04,
+            reason: "the address of a node can move only when its last pod has ended, and packets are lost until then",
+        },
+    ),
+];
+
+/// The greatest share of requests over TCP that all updates together may leave without an answer, also after
+/// retransmissions.
+const UNANSWERED: f64 = 0.005;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rolling_updates_lose_almost_no_request() -> Result<()> {
@@ -29,20 +52,36 @@ async fn rolling_updates_lose_almost_no_request() -> Result<()> {
     world.create_pool("lan", &["192.0.2.200-192.0.2.201"]).await?;
     // Two of three nodes at a time: faster than one after the other, and a harder test.
     let rolling = RollingUpdates::start(&world, 2).await?;
+    let mut all = BTreeMap::new();
     for round in 1..=ROUNDS {
-        for (policy, transport, tally) in rolling.update().await? {
-            let percent = tally.percent();
-            let lost = tally.first_lost.as_deref().unwrap_or("none lost");
-            let (requests, slow) = (tally.requests, tally.slow);
-            eprintln!(
-                "  update {round}, {policy}, {transport:?}: {percent:.2} % of {requests} answered, {slow} late, {lost}"
-            );
-            ensure!(
-                percent >= MIN_ANSWERED_PERCENT && tally.requests >= MIN_REQUESTS,
-                "update {round} under {policy}, {transport:?}: {tally:?}"
-            );
+        let verdict = repeat_while_late(RUNS, async || {
+            let run = rolling.update().await?;
+            run.print(&format!("update {round}"));
+            let verdict = run.excuse_late_machine(run.verdict(&UPDATE, Vec::new()));
+            // An update on a late machine is repeated.
+            if verdict == Verdict::Passed {
+                for (target, record) in run.records {
+                    let tries =
+                        &mut all.entry((target.name, target.plan.transport)).or_insert_with(Record::default).tries;
+                    tries.extend(record.tries);
+                }
+            }
+            Ok(verdict)
+        });
+        verdict.await?.into_result().with_context(|| format!("update {round}"))?;
+    }
+    let mut reasons = Vec::new();
+    for ((policy, transport), record) in all {
+        let name = format!("all updates, {policy}, {transport:?}");
+        eprintln!("  {name}: {:.3} % of {} first tries", 100.0 * record.first_try_loss(), record.tries.len());
+        let known = KNOWN_LOSSES.iter().find(|(name, _)| *name == policy).context("a known loss for each policy")?;
+        reasons.extend(known.1.reasons(&name, &record));
+        let unanswered = record.unanswered_count() as f64 / record.tries.len().max(1) as f64;
+        if transport == Transport::Tcp && unanswered > UNANSWERED {
+            reasons.push(format!("{name}: {:.3} % were not answered at all", 100.0 * unanswered));
         }
     }
+    ensure!(reasons.is_empty(), "{}", reasons.join("; "));
     rolling.end().await?;
     world.end()
 }
@@ -50,7 +89,8 @@ async fn rolling_updates_lose_almost_no_request() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_follow_moved_pods_and_survive_restarts() -> Result<()> {
     let world = World::with_landfall("e2e-life", Topology::default()).await?;
-    world.create_pool("lan", &["192.0.2.200-192.0.2.204"]).await?;
+    world.create_pool("lan", &["192.0.2.200-192.0.2.209"]).await?;
+    control::create_pods(&world).await?;
     local_policy_moves_the_address_with_its_only_pod(&world).await?;
     an_address_stays_until_the_type_changes(&world).await?;
     failed_pods_get_no_traffic(&world).await?;
@@ -244,8 +284,7 @@ const WATCH_TIME: Duration = Duration::from_secs(5);
 
 async fn restarts_of_kubernetes_lose_no_request(world: &World) -> Result<()> {
     world.create_whoami("stays", 3).await?;
-    let mut probers = Vec::new();
-    let client = world.cluster.client_host("c1");
+    let mut targets = Vec::new();
     for (policy, name) in [("Cluster", "stays"), ("Local", "stays-local")] {
         world.create_service(name, json!({"selector": {"app": "stays"}, "externalTrafficPolicy": policy})).await?;
         let address = world.wait_for_address(name).await?;
@@ -255,11 +294,19 @@ async fn restarts_of_kubernetes_lose_no_request(world: &World) -> Result<()> {
             Ok(())
         })
         .await?;
-        let target = SocketAddr::new(address, 80);
-        for transport in [Transport::Tcp, Transport::Udp] {
-            probers.push(Prober::start(&client, target, transport));
-        }
+        targets.extend(Target::over_both(policy, address));
     }
+    let mut number = 0;
+    let verdict = repeat_while_late(RUNS, async || {
+        number += 1;
+        restart_under_traffic(world, &targets, &format!("new-{number}")).await
+    });
+    verdict.await?.into_result()
+}
+
+/// Restarts kube-proxy and the API server, with clients, and creates a Service of this name afterwards.
+async fn restart_under_traffic(world: &World, targets: &[Target], new: &str) -> Result<Verdict> {
+    let traffic = TrafficPlan::new(targets.iter().cloned()).start(world).await?;
     let used: BTreeSet<String> = world.record_names().await?.into_iter().collect();
     for node in ["n1", "n2", "n3"] {
         restart(&world.cluster.node(node).process("kube-proxy"))?;
@@ -269,15 +316,14 @@ async fn restarts_of_kubernetes_lose_no_request(world: &World) -> Result<()> {
     wait_until(SOON, "the API server to answer again", async || world.record_names().await).await?;
     tokio::time::sleep(WATCH_TIME).await;
     // A new Service gets an unused address, and is served.
-    world.create_service("new", json!({"selector": {"app": "stays"}})).await?;
-    let new = world.wait_for_address("new").await?;
+    world.create_service(new, json!({"selector": {"app": "stays"}})).await?;
+    let new = world.wait_for_address(new).await?;
     ensure!(!used.contains(&crds::address::object_name(new)), "{new} was in use: {used:?}");
     wait_until(SOON, "the new address to answer", async || world.lan.query_tcp(new)).await?;
-    for prober in probers {
-        let tally = prober.stop()?;
-        ensure!(tally.lost == 0 && tally.requests >= MIN_REQUESTS, "{tally:?}");
-    }
-    Ok(())
+    let run = traffic.stop()?;
+    run.print("restarts of kube-proxy and of the API server");
+    let bounds = Bounds { tries: MIN_REQUESTS, ..NOTHING_LOST };
+    Ok(run.excuse_late_machine(run.verdict(&bounds, Vec::new())))
 }
 
 /// Kills a daemon, and starts it again with the same command.

@@ -2,26 +2,32 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::world::SOON;
-use e2e::{ConnectOutcome, Prober, Transport, World};
+use e2e::traffic::{NOTHING_LOST, RUNS, control};
+use e2e::world::{AGENT_PROCESS, SOON};
+use e2e::{ConnectOutcome, Target, TrafficPlan, Transport, World};
 use lab::{Topology, wait_until};
+use load::{Bounds, Verdict, repeat_while_late};
 use observer::Component;
 use serde_json::{Value, json};
 
 /// Limit from a change in the API server to its effect on packets. It takes milliseconds; the rest is for a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
-/// Limit of waiting for a connection while no node answers ARP. The successor announces the address within a fraction of a
-/// second, and the kernel retransmits after one second, and after three.
-const TIMEOUT: Duration = Duration::from_secs(4);
+/// Clients are watched for this long after the death of an agent: it covers the death, the restart and the first
+/// reconciliation.
+const WATCH_TIME: Duration = Duration::from_secs(6);
+
+/// Minimum number of requests to each target in this time.
+const MIN_REQUESTS: usize = 200;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_of_endpoints_and_ports_apply_at_once() -> Result<()> {
     let world = World::with_landfall("e2e-changes", Topology::default()).await?;
     world.create_pool("lan", &["192.0.2.200/32"]).await?;
+    control::create_pods(&world).await?;
     world.create_whoami_with("web", 1, json!({"nodeName": "n1"})).await?;
     world.create_service("web", json!({})).await?;
     let address = world.wait_for_address("web").await?;
@@ -80,6 +86,7 @@ async fn changes_of_endpoints_and_ports_apply_at_once() -> Result<()> {
     ports_of_two_protocols_are_independent(&world).await?;
     a_named_port_can_differ_per_endpoint(&world).await?;
     service_proxy_labels_stop_forwarding(&world).await?;
+    a_killed_agent_loses_no_connection(&world).await?;
     world.end()
 }
 
@@ -95,21 +102,25 @@ async fn expect_outcome(world: &World, address: IpAddr, transport: Transport, ex
 
 async fn ports_of_two_protocols_are_independent(world: &World) -> Result<()> {
     let address = world.wait_for_address("web").await?;
-    let client = world.cluster.client_host("c1");
     for (left, right) in [(Transport::Tcp, Transport::Udp), (Transport::Udp, Transport::Tcp)] {
         let port = |transport: Transport| {
             let protocol = if transport == Transport::Tcp { "TCP" } else { "UDP" };
             json!({"name": protocol.to_lowercase(), "port": 80, "targetPort": 8080, "protocol": protocol})
         };
-        world.patch_service("web", json!({"spec": {"ports": [port(left), port(right)]}})).await?;
-        expect_outcome(world, address, left, ConnectOutcome::Accepted).await?;
-        expect_outcome(world, address, right, ConnectOutcome::Accepted).await?;
-        // Removing one port loses no request to the other.
-        let prober = Prober::start(&client, SocketAddr::new(address, 80), left);
-        world.patch_service("web", json!({"spec": {"ports": [port(left)]}})).await?;
-        expect_outcome(world, address, right, ConnectOutcome::Silence).await?;
-        let tally = prober.stop()?;
-        ensure!(tally.lost == 0 && tally.requests > 0, "over {left:?}: {tally:?}");
+        let verdict = repeat_while_late(RUNS, async || {
+            world.patch_service("web", json!({"spec": {"ports": [port(left), port(right)]}})).await?;
+            expect_outcome(world, address, left, ConnectOutcome::Accepted).await?;
+            expect_outcome(world, address, right, ConnectOutcome::Accepted).await?;
+            // Removing one port loses no request to the other.
+            let target = Target::new("the port that stays", SocketAddr::new(address, 80), left);
+            let traffic = TrafficPlan::new([target]).start(world).await?;
+            world.patch_service("web", json!({"spec": {"ports": [port(left)]}})).await?;
+            expect_outcome(world, address, right, ConnectOutcome::Silence).await?;
+            let run = traffic.stop()?;
+            run.print("removal of the other port");
+            Ok(run.excuse_late_machine(run.verdict(&NOTHING_LOST, Vec::new())))
+        });
+        verdict.await?.into_result()?;
     }
     Ok(())
 }
@@ -181,34 +192,38 @@ async fn service_proxy_labels_stop_forwarding(world: &World) -> Result<()> {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_killed_agent_loses_no_connection() -> Result<()> {
-    let world = World::with_landfall("e2e-agent", Topology::default()).await?;
-    world.create_pool("lan", &["192.0.2.200/32"]).await?;
-    world.create_whoami("web", 3).await?;
-    world.create_service("web", json!({})).await?;
-    let address = world.wait_for_address("web").await?;
+async fn a_killed_agent_loses_no_connection(world: &World) -> Result<()> {
+    world.create_pool("steady", &["192.0.2.202/32"]).await?;
+    world.create_whoami("steady", 3).await?;
+    world.create_service("steady", json!({})).await?;
+    let address = world.wait_for_address("steady").await?;
     wait_until(SOON, "an answer", async || world.lan.query_tcp(address)).await?;
+    let verdict = repeat_while_late(RUNS, async || kill_agent_under_traffic(world, address).await);
+    verdict.await?.into_result()
+}
+
+/// Kills the agent of the announcer, with clients.
+async fn kill_agent_under_traffic(world: &World, address: IpAddr) -> Result<Verdict> {
     let announcer = world.wait_for_announcer(address).await?;
     let node = world.cluster.node(&announcer);
     // With the kernel's handles of tables, chains and rules, which change if they are created again; without counters,
     // which change all the time.
     let rules = async || node.output(["nft", "-a", "-s", "list", "table", "ip", "landfall"]);
     let before = rules().await?;
+    let traffic = TrafficPlan::new(Target::over_both("steady", address)).start(world).await?;
     world.kill(Component::Agent, &announcer)?;
-    let (mut lost, start) = (0, Instant::now());
-    // Covers the death, the restart and the first reconciliation of the agent.
-    while start.elapsed() < Duration::from_secs(6) {
-        lost += usize::from(world.lan.query_tcp_within(address, TIMEOUT).is_err());
-    }
+    tokio::time::sleep(WATCH_TIME).await;
     wait_until(SOON, "the agent to run again", async || {
-        let running = node.processes("landfall node");
+        let running = node.processes(AGENT_PROCESS);
         ensure!(!running.is_empty(), "not started again");
         Ok(())
     })
     .await?;
     world.wait_until_installed().await?;
-    ensure!(rules().await? == before, "handles changed: the table was created again\n{before}\n{}", rules().await?);
-    ensure!(lost == 0, "{lost} connections were lost");
-    world.end()
+    let run = traffic.stop()?;
+    run.print("death of the announcing agent");
+    let after = rules().await?;
+    ensure!(after == before, "handles changed: the table was created again\n{before}\n{after}");
+    let bounds = Bounds { tries: MIN_REQUESTS, ..NOTHING_LOST };
+    Ok(run.excuse_late_machine(run.verdict(&bounds, Vec::new())))
 }

@@ -1,19 +1,19 @@
 //! Keys that authenticate Hellos: creation, rotation, deletion, and forged Hellos.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
-use std::sync::mpsc::{Sender, channel};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use crds::LoadBalancerIP;
 use crds::MacAddr;
+use e2e::traffic::{NOTHING_LOST, RUNS, control};
 use e2e::world::{SOON, SYSTEM};
-use e2e::{LanClient, World};
+use e2e::{Target, Traffic, TrafficPlan, TrafficRun, Transport, World};
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use lab::{Host, Topology, wait_until};
+use load::{Verdict, repeat_while_late};
 use observer::Component;
 use serde_json::json;
 use speaker::Keys;
@@ -28,60 +28,41 @@ const SECRET: &str = "landfall-hello-keys";
 /// The series of Hellos that no key of the agent authenticates.
 const UNSEALED: &str = "landfall_hello_packets_dropped_total{reason=\"unsealed\"}";
 
-/// Limit of waiting for an answer: a busy machine answers late, a dead one never.
-const TIMEOUT: Duration = Duration::from_secs(5);
+/// The series of Hellos with a wrong seal by a key of the agent, or from another address.
+const FORGED: &str = "landfall_hello_packets_dropped_total{reason=\"forged\"}";
+
+/// The client is watched for this long after the forgeries.
+const WATCH_TIME: Duration = Duration::from_secs(1);
 
 /// Number of forged frames of each kind.
 const FORGERIES: usize = 200;
 
-/// A client that sends UDP requests all the time, each from a new port, and fails if one is lost.
-struct StrictProber {
-    stop_tx: Sender<()>,
-    requests: JoinHandle<Result<usize>>,
-}
-
-impl StrictProber {
-    fn start(lan: LanClient, address: IpAddr) -> Self {
-        let (stop_tx, stop_rx) = channel();
-        let requests = std::thread::spawn(move || {
-            let (mut count, start) = (0, Instant::now());
-            while stop_rx.try_recv().is_err() && start.elapsed() < 20 * SOON {
-                lan.query_udp_within(address, TIMEOUT).with_context(|| format!("request {count}"))?;
-                count += 1;
-            }
-            Ok(count)
-        });
-        Self { stop_tx, requests }
-    }
-
-    /// Stops it, and returns the number of requests. Fails if a request was lost.
-    fn stop(self) -> Result<usize> {
-        // Fails if the thread has ended by itself, with an error that the next line returns.
-        self.stop_tx.send(()).ok();
-        self.requests.join().map_err(|_| anyhow!("the prober panicked"))?
-    }
-}
-
-/// A cluster with one announced address, and the state of that address which must not change.
+/// A cluster with one announced address.
 struct KeysFixture {
     world: World,
     address: IpAddr,
-    announcers: BTreeSet<(crds::InternedStr, i64)>,
-    takeovers: f64,
 }
+
+/// The announcers of the address with their epochs, and the number of takeovers on all nodes: no key may change them.
+type AddressState = (BTreeSet<(crds::InternedStr, i64)>, f64);
 
 impl KeysFixture {
     async fn start(name: &str) -> Result<Self> {
         let world = World::with_landfall(name, Topology::default()).await?;
         world.create_pool("lan", &["192.0.2.200/32"]).await?;
+        control::create_pods(&world).await?;
         world.create_whoami("web", 3).await?;
         world.create_service("web", json!({})).await?;
         let address = world.wait_for_address("web").await?;
         wait_until(SOON, "an answer", async || world.lan.query_udp(address)).await?;
         world.wait_for_announcer(address).await?;
-        let mut fixture = Self { world, address, announcers: BTreeSet::new(), takeovers: 0.0 };
-        (fixture.announcers, fixture.takeovers) = fixture.announcers_and_takeovers().await?;
-        Ok(fixture)
+        Ok(Self { world, address })
+    }
+
+    /// Starts to send requests over UDP.
+    async fn start_traffic(&self) -> Result<Traffic> {
+        let target = Target::new("web", SocketAddr::new(self.address, 80), Transport::Udp);
+        TrafficPlan::new([target]).start(&self.world).await
     }
 
     fn nodes(&self) -> impl Iterator<Item = Host> {
@@ -92,8 +73,7 @@ impl KeysFixture {
         self.world.cluster.client_host("c1")
     }
 
-    /// The announcers of the address with their epochs, and the number of takeovers on all nodes.
-    async fn announcers_and_takeovers(&self) -> Result<(BTreeSet<(crds::InternedStr, i64)>, f64)> {
+    async fn address_state(&self) -> Result<AddressState> {
         let addresses: Api<LoadBalancerIP> = Api::all(self.world.client.clone());
         let object = addresses.get(&crds::address::object_name(self.address)).await?;
         let announcers = object.status.unwrap_or_default().announcers;
@@ -106,11 +86,12 @@ impl KeysFixture {
         self.nodes().map(|node| self.world.agent_metric(&node, prefix)).sum()
     }
 
-    /// Fails if the address has moved since the start.
-    async fn expect_no_move(&self) -> Result<()> {
-        let now = self.announcers_and_takeovers().await?;
-        ensure!(now == (self.announcers.clone(), self.takeovers), "{now:?} instead of {:?}", self.announcers);
-        Ok(())
+    /// The verdict on a change of keys: no request may be lost, and the address may not move.
+    async fn verdict(&self, event: &str, run: &TrafficRun, before: &AddressState) -> Result<Verdict> {
+        run.print(event);
+        let after = self.address_state().await?;
+        let moved = if after == *before { Vec::new() } else { vec![format!("{after:?} instead of {before:?}")] };
+        Ok(run.excuse_late_machine(run.verdict(&NOTHING_LOST, moved)))
     }
 
     /// Waits until the series that begin with `prefix` meet a condition on each node.
@@ -146,11 +127,17 @@ impl KeysFixture {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn key_rotation_loses_no_answer_and_moves_nothing() -> Result<()> {
+async fn changes_of_keys_and_forgeries_lose_no_answer_and_move_nothing() -> Result<()> {
     let fixture = KeysFixture::start("e2e-keys").await?;
+    repeat_while_late(RUNS, async || keys_are_rotated_and_deleted(&fixture).await).await?.into_result()?;
+    repeat_while_late(RUNS, async || forged_hellos_are_counted_and_ignored(&fixture).await).await?.into_result()?;
+    fixture.world.end()
+}
+
+async fn keys_are_rotated_and_deleted(fixture: &KeysFixture) -> Result<Verdict> {
     let first = fixture.wait_for_keys(|keys| keys.len() == 1).await?;
     ensure!(first.values().all(|key| key.len() == 32), "keys of another length");
-    let prober = StrictProber::start(fixture.world.lan.clone(), fixture.address);
+    let (before, traffic) = (fixture.address_state().await?, fixture.start_traffic().await?);
     // An agent drops all Hellos until it has a key.
     let dropped = fixture.sum(UNSEALED)?;
 
@@ -170,16 +157,12 @@ async fn key_rotation_loses_no_answer_and_moves_nothing() -> Result<()> {
     ensure!(third.values().all(|key| !second.values().any(|old| old == key)), "the same key");
     fixture.expect_on_all_nodes("landfall_hello_keys_missing", |count| count == 0.0).await?;
     ensure!(fixture.sum(UNSEALED)? == dropped, "agents have dropped each other's Hellos");
-    let announcers: BTreeSet<&str> = fixture.announcers.iter().map(|(node, _)| node.as_str()).collect();
+    let announcers: BTreeSet<&str> = before.0.iter().map(|(node, _)| node.as_str()).collect();
     let other = fixture.nodes().find(|node| !announcers.contains(node.name())).context("another node")?;
     fixture.world.kill(Component::Agent, other.name())?;
     fixture.expect_on_all_nodes("landfall_hello_packets_received", |count| count > 0.0).await?;
     fixture.world.wait_until_installed().await?;
-    let requests = prober.stop()?;
-    eprintln!("all {requests} requests were answered");
-    ensure!(requests >= 20, "only {requests} requests");
-    fixture.expect_no_move().await?;
-    fixture.world.end()
+    fixture.verdict("rotation and deletion of keys", &traffic.stop()?, &before).await
 }
 
 /// Captures a Hello on this host, and sends three kinds of forgeries of it.
@@ -218,20 +201,22 @@ fn send_forgeries(client: &Host) -> Result<()> {
     })?
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn forged_hellos_are_counted_and_ignored() -> Result<()> {
-    let fixture = KeysFixture::start("e2e-forged").await?;
-    let prober = StrictProber::start(fixture.world.lan.clone(), fixture.address);
-    send_forgeries(&fixture.client())?;
+async fn forged_hellos_are_counted_and_ignored(fixture: &KeysFixture) -> Result<Verdict> {
+    let (before, traffic) = (fixture.address_state().await?, fixture.start_traffic().await?);
+    let counts =
+        |series| fixture.nodes().map(|node| fixture.world.agent_metric(&node, series)).collect::<Result<Vec<_>>>();
     // Changed Hellos, and original ones from another address, count as forged; a seal by another key counts as none.
-    fixture
-        .expect_on_all_nodes("landfall_hello_packets_dropped_total{reason=\"forged\"}", |count| {
-            count >= FORGERIES as f64
+    let counted = [(FORGED, counts(FORGED)?), (UNSEALED, counts(UNSEALED)?)];
+    send_forgeries(&fixture.client())?;
+    for (series, before) in counted {
+        wait_until(2 * SOON, &format!("{FORGERIES} more of {series} on all nodes"), async || {
+            let after = counts(series)?;
+            let is_counted = |(after, before): (&f64, &f64)| after - before >= FORGERIES as f64;
+            ensure!(after.iter().zip(&before).all(is_counted), "{after:?}, before {before:?}");
+            Ok(())
         })
         .await?;
-    fixture.expect_on_all_nodes(UNSEALED, |count| count >= FORGERIES as f64).await?;
-    let requests = prober.stop()?;
-    eprintln!("all {requests} requests were answered");
-    fixture.expect_no_move().await?;
-    fixture.world.end()
+    }
+    tokio::time::sleep(WATCH_TIME).await;
+    fixture.verdict("forged Hellos", &traffic.stop()?, &before).await
 }

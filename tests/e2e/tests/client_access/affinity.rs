@@ -3,15 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use e2e::world::SOON;
 use e2e::{Transport, World};
 use lab::{Answer, Host, wait_until};
+use load::{Clock, Prober, TryPlan};
 use serde_json::{Value, json};
 
 use super::wait_for_both_addresses;
@@ -53,59 +51,59 @@ pub async fn affinity_ends_after_its_timeout(world: &World) -> Result<()> {
 /// The answering pods, by address and protocol.
 type AnsweringPods = BTreeMap<(IpAddr, Transport), BTreeSet<String>>;
 
-/// A client that sends requests all the time and records the answering pods.
+/// Limit of waiting for an answer.
+const TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Time between two requests to an address over one protocol.
+const INTERVAL: Duration = Duration::from_millis(20);
+
+/// A client that sends requests all the time, and the answering pods. Lost requests are ignored: this test is about
+/// affinity.
 struct RecordingClient {
-    stop: Arc<AtomicBool>,
-    pods: Arc<Mutex<AnsweringPods>>,
-    threads: Vec<JoinHandle<Result<()>>>,
+    probers: Vec<((IpAddr, Transport), Prober)>,
+    pods: AnsweringPods,
 }
 
 impl RecordingClient {
-    fn start(host: &Host, both: [IpAddr; 2]) -> Self {
-        let (stop, pods) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(AnsweringPods::new())));
-        let threads = each_transport(both).map(|(address, transport)| {
-            let (host, stop, pods) = (host.clone(), Arc::clone(&stop), Arc::clone(&pods));
-            std::thread::spawn(move || {
-                host.run(|| {
-                    while !stop.load(Ordering::Relaxed) {
-                        // Lost requests are ignored: this test is about affinity.
-                        if let Ok(answer) = query(address, transport) {
-                            let mut pods = pods.lock().unwrap_or_else(PoisonError::into_inner);
-                            pods.entry((address, transport)).or_default().insert(answer.pod);
-                        }
-                        std::thread::sleep(Duration::from_millis(20));
-                    }
-                })
-            })
-        });
-        let threads = threads.collect();
-        Self { stop, pods, threads }
+    fn start(host: &Host, both: [IpAddr; 2]) -> Result<Self> {
+        let (namespace, clock) = (host.netns()?, Clock::start());
+        let start = |(address, transport)| {
+            let plan = TryPlan::new(SocketAddr::new(address, 80), transport);
+            let plan = TryPlan { interval: INTERVAL, timeout: TIMEOUT, ..plan };
+            ((address, transport), Prober::start(plan, Some(&namespace), clock))
+        };
+        Ok(Self { probers: each_transport(both).map(start).collect(), pods: AnsweringPods::new() })
     }
 
-    /// Waits for another answer at each address over each protocol, and returns all pods that have answered so far.
-    async fn wait_for_answers(&self) -> Result<AnsweringPods> {
-        let before = std::mem::take(&mut *self.pods.lock().unwrap_or_else(PoisonError::into_inner));
-        let mut all = wait_until(SOON, "answers to the client", async || {
-            let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            ensure!(pods.len() == self.threads.len(), "only {pods:?}");
-            Ok(pods)
+    /// Waits for another answer at each address over each protocol, and returns all pods that have answered since the
+    /// last call.
+    async fn wait_for_answers(&mut self) -> Result<AnsweringPods> {
+        self.take_pods();
+        let mut all = std::mem::take(&mut self.pods);
+        wait_until(SOON, "answers to the client", async || {
+            self.take_pods();
+            ensure!(self.pods.len() == self.probers.len(), "only {:?}", self.pods);
+            Ok(())
         })
         .await?;
-        for (target, pods) in before {
+        for (target, pods) in std::mem::take(&mut self.pods) {
             all.entry(target).or_default().extend(pods);
         }
         Ok(all)
     }
 
-    fn stop(&mut self) -> Result<()> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.threads.drain(..).try_for_each(|one| one.join().map_err(|_| anyhow!("a thread panicked"))?)
+    /// Adds the pods that have answered since the last call.
+    fn take_pods(&mut self) {
+        for (target, prober) in &self.probers {
+            let record = prober.take_record();
+            for pod in record.servers() {
+                self.pods.entry(*target).or_default().insert(pod.to_owned());
+            }
+        }
     }
-}
 
-impl Drop for RecordingClient {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+    fn stop(self) -> Result<()> {
+        self.probers.into_iter().try_for_each(|(_, prober)| prober.stop().map(drop))
     }
 }
 
@@ -116,8 +114,8 @@ fn each_transport(both: [IpAddr; 2]) -> impl Iterator<Item = (IpAddr, Transport)
 fn query(address: IpAddr, transport: Transport) -> std::io::Result<Answer> {
     let target = SocketAddr::new(address, 80);
     match transport {
-        Transport::Tcp => Answer::over_tcp(target, Duration::from_secs(1)),
-        Transport::Udp => Answer::over_udp(target, Duration::from_secs(1)),
+        Transport::Tcp => Answer::over_tcp(target, TIMEOUT),
+        Transport::Udp => Answer::over_udp(target, TIMEOUT),
     }
 }
 
@@ -177,7 +175,7 @@ pub async fn affinity_survives_moves_of_the_address(world: &World) -> Result<()>
             world.patch_service("steady", affinity(kind)).await?;
             expected = wait_for_pods(world, both, &format!("under {policy}, {what}"), several).await?;
         }
-        let mut client = RecordingClient::start(&host, both);
+        let mut client = RecordingClient::start(&host, both)?;
         for node in NODES {
             move_to(world, both, node).await?;
             let seen = client.wait_for_answers().await?;
@@ -197,7 +195,7 @@ pub async fn affinity_survives_moves_of_the_address(world: &World) -> Result<()>
     // The announcing node dies, while the client's neighbour entries are fresh.
     move_to(world, both, without_endpoint).await?;
     world.kubectl(&["delete", "l2advertisement", "mover"])?;
-    let mut client = RecordingClient::start(&host, both);
+    let mut client = RecordingClient::start(&host, both)?;
     client.wait_for_answers().await?;
     world.power_off(without_endpoint)?;
     for address in both {

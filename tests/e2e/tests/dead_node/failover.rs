@@ -8,19 +8,16 @@
 //! Everything else is the default of a cluster: kube-proxy, traffic policy Cluster, spreading, both families. So an
 //! outage also includes connections that a living node sends to the pod of the node that is cut off.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use crds::LoadBalancerIP;
-use e2e::World;
 use e2e::world::{SOON, ingress};
+use e2e::{Target, Traffic, TrafficPlan, World};
 use kube::Api;
 use lab::{Direction, Topology, evidence_folder, wait_until};
-use load::{
-    Clock, Control, FaultResult, Gap, Outage, OutageBounds, Outages, Outcome, Prober, Server, Transport, Try, TryPlan,
-    WakeupThread, fault_result,
-};
+use load::{FaultResult, Gap, Outage, OutageBounds, Outages, Outcome, Transport, Try, TryPlan, fault_result};
 use model::stable_hash::splitmix64;
 use serde_json::json;
 
@@ -36,9 +33,6 @@ const BOUNDS: OutageBounds = OutageBounds {
 };
 
 const NODES: [&str; 3] = ["n1", "n2", "n3"];
-
-/// The port of the servers on the nodes' own addresses, for the control.
-const CONTROL_PORT: u16 = 8099;
 
 /// A try without an answer for this long is lost. The kernel would send a lost SYN again only after a second.
 const TRY_TIMEOUT: Duration = Duration::from_millis(500);
@@ -61,12 +55,9 @@ const AGREEMENT: Duration = Duration::from_secs(20);
 /// The cluster, and the tries from a client to its addresses.
 struct FailoverGate {
     world: World,
-    clock: Clock,
     /// One address of each family.
-    addresses: Vec<(IpAddr, Prober)>,
-    wakeups: WakeupThread,
-    /// On the nodes' own addresses.
-    _servers: Vec<Server>,
+    addresses: Vec<IpAddr>,
+    traffic: Traffic,
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -130,32 +121,23 @@ impl FailoverGate {
             })
             .await?;
         }
-        let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, CONTROL_PORT));
-        let server = |node| Server::start(any, "control", Some(&world.cluster.node(node).netns()?));
-        let _servers = NODES.into_iter().map(server).collect::<Result<_>>()?;
-        let (clock, client) = (Clock::start(), world.cluster.client_host("c1").netns()?);
-        let prober = |address| (address, Prober::start(plan(address, 80), Some(&client), clock));
-        let addresses = addresses.into_iter().map(prober).collect();
-        let gate = Self { world, clock, addresses, wakeups: WakeupThread::start(clock), _servers };
+        let targets = addresses.iter().map(|address| target(*address));
+        let traffic = TrafficPlan::new(targets).past_nodes().start(&world).await?;
+        let gate = Self { world, addresses, traffic };
         gate.wait_for_agreement().await?;
         Ok(gate)
     }
 
     /// Cuts off the announcer of one address, and heals the cut. Returns the node, the address and the result.
     async fn cut_announcer(&self, number: usize) -> Result<(&'static str, IpAddr, FaultResult)> {
-        let (address, prober) = &self.addresses[number % self.addresses.len()];
-        let (world, clock) = (&self.world, self.clock);
+        let index = number % self.addresses.len();
+        let address = &self.addresses[index];
+        let (world, clock) = (&self.world, self.traffic.clock);
         let announcers = self.announcers(*address).await?;
         let node = NODES.into_iter().find(|node| announcers == [*node]);
         let node = node.with_context(|| format!("{announcers:?} announce {address}"))?;
-        let other = NODES.into_iter().find(|other| *other != node).context("invariant: there are three nodes")?;
-        let other = world.cluster.node(other);
-        let past_landfall: IpAddr = if address.is_ipv4() { other.ipv4().into() } else { other.ipv6().into() };
-        prober.take_record();
-        self.wakeups.take_wakeups();
+        self.traffic.take_run();
         let begin = clock.now();
-        let client = world.cluster.client_host("c1").netns()?;
-        let control = Prober::start(plan(past_landfall, CONTROL_PORT), Some(&client), clock);
         tokio::time::sleep(LEAD_TIME + Duration::from_millis(splitmix64(number as u64) % PHASES_MS)).await;
 
         // The instant before the command. On a busy machine it takes effect much later.
@@ -168,15 +150,15 @@ impl FailoverGate {
         tokio::time::sleep(FOLLOW_UP).await;
         let observed = Gap { from, to: clock.now() };
         cut.heal()?;
-        let control = Control { tries: Some(control.stop()?), wakeups: self.wakeups.take_wakeups() };
         self.wait_for_agreement().await?;
         let announcers = self.announcers(*address).await?;
 
         // By then all tries of the observation have ended.
         let all_ended = observed.to + TRY_TIMEOUT + Duration::from_millis(50);
         tokio::time::sleep(all_ended.saturating_sub(clock.now())).await;
-        let record = prober.take_record();
-        let result = fault_result(&record, &control, observed, &BOUNDS);
+        let run = self.traffic.take_run();
+        let (_, record) = &run.records[index];
+        let result = fault_result(record, &run.control, observed, &BOUNDS);
         // The nodes of a late machine lose each other as well, so it shows none of these.
         if let FaultResult::Recovered(outage) = &result {
             let before = |one: &&Try| one.started >= begin && one.started + record.interval < from;
@@ -199,7 +181,7 @@ impl FailoverGate {
                 let dead = metric(node, "landfall_dead_nodes")?;
                 ensure!(dead == 0.0, "{node} considers {dead} nodes dead");
             }
-            for (address, _) in &self.addresses {
+            for address in &self.addresses {
                 // There is one address of each family.
                 let family = if address.is_ipv4() { "ipv4" } else { "ipv6" };
                 let name = format!("landfall_announced_addresses{{family=\"{family}\"}}");
@@ -226,8 +208,9 @@ impl FailoverGate {
 }
 
 /// A try every 10 ms.
-fn plan(address: IpAddr, port: u16) -> TryPlan {
-    TryPlan { timeout: TRY_TIMEOUT, ..TryPlan::new(SocketAddr::new(address, port), Transport::Tcp) }
+fn target(address: IpAddr) -> Target {
+    let plan = TryPlan { timeout: TRY_TIMEOUT, ..TryPlan::new(SocketAddr::new(address, 80), Transport::Tcp) };
+    Target { name: "web".to_owned(), plan }
 }
 
 /// A time in milliseconds, with one decimal place.

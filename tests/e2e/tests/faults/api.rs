@@ -12,11 +12,11 @@ use anyhow::{Context, Result, anyhow, ensure};
 use crds::{LoadBalancerIP, NodeNetwork};
 use e2e::faults::api::{ApiClients, Loss, LostWrites};
 use e2e::world::{AGENT_PROCESS, SOON};
-use e2e::{Scene, Scenes, World};
+use e2e::{Scene, Scenes, Target, Traffic, TrafficPlan, World};
 use futures::future::try_join_all;
 use kube::Api;
 use lab::{Direction, Topology, wait_until};
-use load::{Bounds, Clock, Control, Prober, Transport, TryPlan, WakeupThread, verdict};
+use load::{Bounds, Transport, TryPlan};
 use observer::{Component, Fault, Invariant, Subject};
 use serde_json::json;
 use tokio::time::sleep;
@@ -29,6 +29,9 @@ const POOL: &str = "192.0.2.200-192.0.2.209";
 
 /// The limit for a takeover. The lateness of the machine is added.
 const TAKEOVER: Duration = Duration::from_millis(250);
+
+/// A request without an answer for this long is lost.
+const ANSWERED: Duration = Duration::from_secs(1);
 
 /// A fault lasts for this long before a scene looks at its effect. The pauses of the agents' backoff then sum up to the
 /// same time, so they recover within about twice this time.
@@ -61,10 +64,10 @@ async fn an_address_moves_while_the_api_server_is_down(scene: &Scene<'_>) -> Res
     let web = announce(world, "web", PodOn::OtherNode).await?;
     let others = announce_others(world, &["other-1", "other-2", "other-3"]).await?;
     let api_server = world.stop_api_server().await?;
-    let probe = Probe::start(world, web.address)?;
+    let traffic = start_traffic(world, web.address).await?;
     let cut = world.cut(&web.owner, Direction::Both)?;
     sleep(FAULT_TIME).await;
-    probe.check()?;
+    check(traffic)?;
     let addresses: Vec<IpAddr> = others.keys().copied().chain([web.address]).collect();
     let answering = answering_nodes(world, &addresses)?;
     for (address, node) in &answering {
@@ -98,7 +101,7 @@ async fn a_kernel_forwards_while_its_agent_restarts_without_an_api(scene: &Scene
     };
     ensure!(is_programmed()?, "{} does not forward {}", web.owner, web.address);
     let hang = world.hang_api(ApiClients::Agents).await?;
-    let probe = Probe::start(world, web.address)?;
+    let traffic = start_traffic(world, web.address).await?;
     let killed = node.processes(AGENT_PROCESS);
     world.kill(Component::Agent, &web.owner)?;
     wait_until(SOON, "the agent to restart", async || {
@@ -115,7 +118,7 @@ async fn a_kernel_forwards_while_its_agent_restarts_without_an_api(scene: &Scene
     drop(hang);
     world.wait_until_installed().await?;
     expect_status(world, &answering).await?;
-    probe.check()
+    check(traffic)
 }
 
 async fn an_agent_without_an_api_keeps_its_addresses(scene: &Scene<'_>) -> Result<()> {
@@ -310,38 +313,22 @@ async fn expect_status(world: &World, answering: &BTreeMap<IpAddr, String>) -> R
     .await
 }
 
-/// Requests to an address all the time, beside a measurement of the machine's lateness.
-struct Probe {
-    prober: Prober,
-    wakeups: WakeupThread,
+/// Starts to send requests to an address over UDP.
+async fn start_traffic(world: &World, address: IpAddr) -> Result<Traffic> {
+    let plan = TryPlan { timeout: ANSWERED, ..TryPlan::new(SocketAddr::new(address, 80), Transport::Udp) };
+    TrafficPlan::new([Target { name: "web".to_owned(), plan }]).past_nodes().start(world).await
 }
 
-impl Probe {
-    fn start(world: &World, address: IpAddr) -> Result<Self> {
-        let clock = Clock::start();
-        let timeout = Duration::from_secs(1);
-        let plan = TryPlan { timeout, ..TryPlan::new(SocketAddr::new(address, 80), Transport::Udp) };
-        let prober = Prober::start(plan, Some(&world.cluster.client_host("c1").netns()?), clock);
-        Ok(Self { prober, wakeups: WakeupThread::start(clock) })
-    }
-
-    /// Fails if the address had no answer for longer than a takeover may take.
-    fn check(self) -> Result<()> {
-        let record = self.prober.stop()?;
-        let control = Control { wakeups: self.wakeups.stop()?, tries: None };
-        let bounds = Bounds {
-            loss: 1.0,
-            gap: TAKEOVER,
-            slow: usize::MAX,
-            tries: 100,
-            lateness: Duration::from_secs(1),
-            ..Bounds::for_planned_change(TAKEOVER)
-        };
-        let longest = record.gaps().into_iter().map(|gap| gap.length()).max().unwrap_or_default();
-        eprintln!(
-            "no answer for at most {longest:.1?}; the machine was up to {:.1?} late",
-            control.greatest_lateness()
-        );
-        verdict(&record, &control, &bounds).into_result()
-    }
+/// Fails if the address had no answer for longer than a takeover may take.
+fn check(traffic: Traffic) -> Result<()> {
+    let run = traffic.stop()?;
+    run.print("fault of the API");
+    let bounds = Bounds {
+        loss: 1.0,
+        slow: usize::MAX,
+        tries: 100,
+        lateness: Duration::from_secs(1),
+        ..Bounds::for_planned_change(TAKEOVER)
+    };
+    run.verdict(&bounds, Vec::new()).into_result()
 }

@@ -6,14 +6,15 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use e2e::traffic::RUNS;
 use e2e::world::{AGENT_PORT, AGENT_PROCESS, SOON};
-use e2e::{ConnectOutcome, HostFault, HostileCommand, Scene, Scenes, World};
+use e2e::{ConnectOutcome, HostFault, HostileCommand, Scene, Scenes, TrafficRun, World};
 use lab::{Topology, wait_until};
 use load::{Verdict, repeat_while_late};
 use observer::{Component, Fault, Invariant, Subject};
 use serde_json::json;
 
-use super::clients::{Clients, LoadReport, RUNS};
+use super::clients;
 
 /// One fault costs clients of an address at most this time.
 const TAKEOVER: Duration = Duration::from_millis(250);
@@ -116,7 +117,7 @@ async fn thawed_agent_claims_nothing_of_its_successor(scene: &Scene<'_>) -> Resu
     let (address, _) = create_address(scene, 200).await?;
     let verdict = repeat_while_late(RUNS, async || {
         let owner = world.wait_for_announcer(address).await?;
-        let clients = Clients::start(world, address)?;
+        let traffic = clients::start(world, address).await?;
         tokio::time::sleep(BEFORE).await;
         let frozen = world.freeze(Component::Agent, &owner)?;
         let successor = wait_until(SOON, "another announcer", async || {
@@ -134,20 +135,20 @@ async fn thawed_agent_claims_nothing_of_its_successor(scene: &Scene<'_>) -> Resu
         ensure!(claims.is_empty(), "{owner} claimed {address} after {successor} took it over: {claims:#?}");
         let announcer = world.wait_for_announcer(address).await?;
         ensure!(announcer == successor, "{announcer} announces {address}, and not {successor}");
-        let report = clients.end()?;
-        report.print("freeze of the announcing agent");
-        check_dead_agent(world, &report, &owner).await
+        let run = traffic.stop()?;
+        run.print("freeze of the announcing agent");
+        check_dead_agent(world, &run, &owner).await
     });
     verdict.await?.into_result()
 }
 
 /// The verdict on the load while the agent on a node was dead, and its kernel was not.
-async fn check_dead_agent(world: &World, report: &LoadReport, node: &str) -> Result<Verdict> {
+async fn check_dead_agent(world: &World, run: &TrafficRun, node: &str) -> Result<Verdict> {
     let pod = pod_on(world, node).await?;
-    let verdict = report.verdict(TAKEOVER, |server| server == pod);
+    let verdict = clients::check(run, TAKEOVER, |server| server == pod, Vec::new());
     if verdict == Verdict::Passed {
         let defect = "peers take a dead agent for a dead node, and send connections of its pods elsewhere";
-        report.expect_known_defect(|server| server == pod, defect)?;
+        run.expect_broken_flows(|server| server == pod, defect)?;
     }
     Ok(verdict)
 }
@@ -173,17 +174,17 @@ async fn expect_unnoticed(
 ) -> Result<()> {
     let verdict = repeat_while_late(RUNS, async || {
         let (owner, before) = (world.wait_for_announcer(address).await?, count_takeovers(world)?);
-        let clients = Clients::start(world, address)?;
+        let traffic = clients::start(world, address).await?;
         tokio::time::sleep(BEFORE).await;
         let result = fault().await;
-        let report: LoadReport = clients.end()?;
-        report.print(event);
+        let run = traffic.stop()?;
+        run.print(event);
         result?;
         let takeovers = count_takeovers(world)? - before;
         let announcer = world.wait_for_announcer(address).await?;
         let moved = format!("{takeovers} takeovers; {announcer} announces, before {owner}");
         let moves = if announcer == owner && takeovers == 0.0 { Vec::new() } else { vec![moved] };
-        Ok(report.excuse_late_machine(report.verdict(Duration::ZERO, |_| false).add_reasons(moves)))
+        Ok(clients::check(&run, Duration::ZERO, |_| false, moves))
     });
     verdict.await?.into_result()
 }
@@ -230,7 +231,7 @@ async fn open_connections_survive_an_agent_without_memory(scene: &Scene<'_>) -> 
     let (address, _) = create_address(scene, 204).await?;
     let verdict = repeat_while_late(RUNS, async || {
         let owner = world.wait_for_announcer(address).await?;
-        let clients = Clients::start(world, address)?;
+        let traffic = clients::start(world, address).await?;
         tokio::time::sleep(BEFORE).await;
         world.exhaust_memory(&owner)?;
         wait_until(SOON, "another agent", async || {
@@ -241,9 +242,9 @@ async fn open_connections_survive_an_agent_without_memory(scene: &Scene<'_>) -> 
         .await?;
         world.wait_for_agent(&owner, SOON).await?;
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let report = clients.end()?;
-        report.print("OOM kill of the announcing agent");
-        check_dead_agent(world, &report, &owner).await
+        let run = traffic.stop()?;
+        run.print("OOM kill of the announcing agent");
+        check_dead_agent(world, &run, &owner).await
     });
     verdict.await?.into_result()
 }
@@ -283,20 +284,20 @@ async fn wait_for_repair(world: &World, before: &[String]) -> Result<Duration> {
 }
 
 /// Runs a command on all nodes under load, and returns the results of the load.
-async fn run_under_load(world: &World, address: IpAddr, command: HostileCommand) -> Result<LoadReport> {
+async fn run_under_load(world: &World, address: IpAddr, command: HostileCommand) -> Result<TrafficRun> {
     let before: Vec<String> = NODES.into_iter().map(|node| programmed_elements(world, node)).collect::<Result<_>>()?;
-    let clients = Clients::start(world, address)?;
+    let traffic = clients::start(world, address).await?;
     tokio::time::sleep(BEFORE).await;
     let fault = world.run_hostile(command, &NODES)?;
     let took = wait_for_repair(world, &before).await?;
     tokio::time::sleep(Duration::from_millis(1500)).await;
     fault.end()?;
-    let report = clients.end()?;
-    report.print(&format!("{command:?}, repaired after {took:.1?}"));
-    for flow in report.flows.broken.iter().take(3) {
+    let run = traffic.stop()?;
+    run.print(&format!("{command:?}, repaired after {took:.1?}"));
+    for flow in run.flows.iter().flat_map(|flows| &flows.broken).take(3) {
         eprintln!("    {flow:?}");
     }
-    Ok(report)
+    Ok(run)
 }
 
 async fn hostile_commands_break_no_connection(scene: &Scene<'_>) -> Result<()> {
@@ -306,17 +307,17 @@ async fn hostile_commands_break_no_connection(scene: &Scene<'_>) -> Result<()> {
     // The last command restarts kube-proxy, which brings its own rules back.
     for command in HostileCommand::ALL {
         if command == HostileCommand::FlushRuleset {
-            let report = run_under_load(world, address, command).await?;
+            let run = run_under_load(world, address, command).await?;
             let defect =
                 "until the next check of the tables, connections are lost or go to any pod by kube-proxy's rules";
-            report.expect_known_defect(|_| true, defect)?;
+            run.expect_broken_flows(|_| true, defect)?;
             wait_for_all_pods(world, address).await?;
             continue;
         }
         let verdict = repeat_while_late(RUNS, async || {
-            let report = run_under_load(world, address, command).await?;
+            let run = run_under_load(world, address, command).await?;
             // TODO(correctness): a flush of connection tracking resets about one of 60 open connections.
-            Ok(report.verdict(TAKEOVER, |_| command == HostileCommand::FlushConntrack))
+            Ok(clients::check(&run, TAKEOVER, |_| command == HostileCommand::FlushConntrack, Vec::new()))
         });
         if let Err(error) = verdict.await?.into_result() {
             failed.push(format!("{command:?}: {error:#}"));
@@ -375,19 +376,20 @@ async fn frozen_etcd_changes_nothing_on_the_lan(scene: &Scene<'_>) -> Result<()>
 
 async fn replaced_node_gets_connections_again(scene: &Scene<'_>) -> Result<()> {
     let world = scene.world;
-    let (address, owner) = create_address(scene, 216).await?;
-    let lost = pod_on(world, &owner).await?;
-    let clients = Clients::start(world, address)?;
-    tokio::time::sleep(BEFORE).await;
-    world.replace_node(&owner, "02:00:00:00:99:01".parse()?).await?;
-    world.wait_until_installed().await?;
-    wait_for_all_pods(world, address).await?;
-    let report = clients.end()?;
-    report.print("another machine under the name of the announcing node");
-    // The scene cannot be repeated on a late machine: the node has the new address already.
-    match report.verdict(TAKEOVER, |server| server == lost) {
-        Verdict::MachineLate(why) => eprintln!("  not checked: {why}"),
-        verdict => verdict.into_result()?,
-    }
-    Ok(())
+    let (address, _) = create_address(scene, 216).await?;
+    let mut number = 0;
+    let verdict = repeat_while_late(RUNS, async || {
+        number += 1;
+        let owner = world.wait_for_announcer(address).await?;
+        let lost = pod_on(world, &owner).await?;
+        let traffic = clients::start(world, address).await?;
+        tokio::time::sleep(BEFORE).await;
+        world.replace_node(&owner, format!("02:00:00:00:99:{number:02x}").parse()?).await?;
+        world.wait_until_installed().await?;
+        wait_for_all_pods(world, address).await?;
+        let run = traffic.stop()?;
+        run.print("another machine under the name of the announcing node");
+        Ok(clients::check(&run, TAKEOVER, |server| server == lost, Vec::new()))
+    });
+    verdict.await?.into_result()
 }

@@ -7,10 +7,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use e2e::traffic::RUNS;
 use e2e::world::{SOON, ingress};
-use e2e::{Scene, Scenes, World};
+use e2e::{Scene, Scenes, Target, TrafficPlan, World};
 use lab::{CablePlan, Direction, Topology, wait_until};
-use load::{Bounds, Clock, Control, Prober, Server, Transport, TryPlan, Verdict, WakeupThread};
+use load::{Bounds, Transport, TryPlan};
 use observer::Invariant;
 use serde_json::json;
 
@@ -30,8 +31,8 @@ const REPORTED: Duration = Duration::from_secs(5);
 /// The observer watches a fault, or the time after it, for this long.
 const WATCHED: Duration = Duration::from_secs(3);
 
-/// Runs of a measurement on a machine that is late.
-const RUNS: usize = 3;
+/// A request without an answer for this long is lost.
+const TIMEOUT: Duration = Duration::from_secs(1);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn invariants_hold_during_faults_of_the_lan() -> Result<()> {
@@ -99,8 +100,8 @@ async fn find_moves(scene: &Scene<'_>, address: IpAddr, owner: &str) -> Result<V
     Ok(if node == owner { Vec::new() } else { vec![format!("{address} has moved from {owner} to {node}")] })
 }
 
-/// Sends requests while `disturb` runs, and compares them with these bounds. Fails for the reasons that it returns too.
-/// Repeats both while the machine is late.
+/// Sends requests over UDP while `disturb` runs, and compares them with these bounds. Fails for the reasons that it
+/// returns too. Repeats both while the machine is late.
 async fn measure(
     scene: &Scene<'_>,
     address: IpAddr,
@@ -108,55 +109,15 @@ async fn measure(
     disturb: impl AsyncFn() -> Result<Vec<String>>,
 ) -> Result<()> {
     let verdict = load::repeat_while_late(RUNS, async || {
-        let measurement = Measurement::start(scene.world, address).await?;
+        let plan = TryPlan { timeout: TIMEOUT, ..TryPlan::new(SocketAddr::new(address, 80), Transport::Udp) };
+        let target = Target { name: "web".to_owned(), plan };
+        let traffic = TrafficPlan::new([target]).past_nodes().start(scene.world).await?;
         let reasons = disturb().await?;
-        Ok(measurement.end(&bounds)?.add_reasons(reasons))
+        let run = traffic.stop()?;
+        run.print("fault of the LAN");
+        Ok(run.excuse_late_machine(run.verdict(&bounds, reasons)))
     });
     verdict.await?.into_result()
-}
-
-/// Requests to an address while faults happen, and the same requests to a server past Landfall.
-struct Measurement {
-    prober: Prober,
-    past_landfall: Prober,
-    wakeups: WakeupThread,
-    _server: Server,
-}
-
-impl Measurement {
-    /// Starts to send requests, and waits for the first answers.
-    async fn start(world: &World, address: IpAddr) -> Result<Self> {
-        let (client, control_plane) = (world.cluster.client_host("c1").netns()?, world.cluster.control_plane());
-        let server = SocketAddr::new(control_plane.ipv4().into(), 7000);
-        let _server = Server::start(server, "control", Some(&control_plane.netns()?))?;
-        let (clock, timeout) = (Clock::start(), Duration::from_secs(1));
-        let start = |target| {
-            let plan = TryPlan { timeout, ..TryPlan::new(target, Transport::Udp) };
-            Prober::start(plan, Some(&client), clock)
-        };
-        let (prober, past_landfall) = (start(SocketAddr::new(address, 80)), start(server));
-        let measurement = Self { prober, past_landfall, wakeups: WakeupThread::start(clock), _server };
-        measurement.wait_for_tries(20).await?;
-        Ok(measurement)
-    }
-
-    /// Waits until this many requests have ended.
-    async fn wait_for_tries(&self, count: usize) -> Result<()> {
-        wait_until(SOON, &format!("{count} requests"), async || {
-            let tries = self.prober.tries();
-            ensure!(tries >= count, "{tries} have ended");
-            Ok(())
-        })
-        .await
-    }
-
-    /// Stops, and compares with these bounds.
-    fn end(self, bounds: &Bounds) -> Result<Verdict> {
-        let record = self.prober.stop()?;
-        let control = Control { tries: Some(self.past_landfall.stop()?), wakeups: self.wakeups.stop()? };
-        eprintln!("{record}; the machine was late by {:?}", control.greatest_lateness());
-        Ok(load::verdict(&record, &control, bounds))
-    }
 }
 
 /// Bounds of the longest gap alone: requests to pods behind a cut are lost.
