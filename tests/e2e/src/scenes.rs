@@ -277,6 +277,17 @@ async fn remove_deployments(world: &World, except: &BTreeSet<String>) -> Result<
     .await
 }
 
+/// Passes only if this check fails, because of a defect of Landfall that the observer does not show. When the defect is
+/// mended this fails: then use the check alone.
+///
+/// # Errors
+/// If the check passes.
+pub fn expect_known_defect(check: Result<()>, defect: &str) -> Result<()> {
+    let Err(error) = check else { bail!("is this defect mended? {defect}") };
+    eprintln!("  known defect: {defect} ({error:#})");
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;

@@ -1,6 +1,7 @@
-//! Faults of the Kubernetes API: slow, missing and lost answers, silent watches, and an API server that is down.
+//! Faults of the Kubernetes API: slow, missing and lost answers, silent watches, revoked tokens, and an API server that is
+//! down.
 //!
-//! All but the last need [`World::with_api_proxy`]. They affect Landfall alone: the kubelets, the test and the observer
+//! All but the last two need [`World::with_api_proxy`]. They affect Landfall alone: the kubelets, the test and the observer
 //! use the API server directly. An agent has its node's address and a ServiceAccount, so a fault can affect one agent.
 //!
 //! While agents cannot read or write, the status of an address cannot follow the wire. So these faults permit a late
@@ -10,14 +11,22 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use crds::LoadBalancerIP;
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
+use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::Api;
-use kube::api::ListParams;
+use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams};
 use lab::Process;
 use observer::Fault;
 use tokio::runtime::Handle;
 
 use crate::api_proxy::{ApiProxy, Clients, Fate, InjectedFault, InjectedFaults, Requests};
-use crate::world::{SOON, World};
+use crate::world::{AGENT_PROCESS, SOON, SYSTEM, World};
+
+/// The ServiceAccount of the agents.
+const AGENT_ACCOUNT: &str = "landfall-node";
+
+/// The token of a pod.
+const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 
 /// The processes of Landfall that a fault affects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,10 +101,10 @@ impl World {
         self.inject(clients, Requests::All, Fate::Silence)
     }
 
-    /// Breaks all connections of the agent on a node, and each new one at its first request.
-    pub async fn cut_api_off(&self, node: &str) -> Result<ApiFault<'_>> {
+    /// Breaks all connections to the API, and each new one at its first request.
+    pub async fn cut_api_off(&self, clients: ApiClients<'_>) -> Result<ApiFault<'_>> {
         self.permit_late_status().await?;
-        let fault = self.inject(ApiClients::AgentOn(node), Requests::All, Fate::LoseRequest)?;
+        let fault = self.inject(clients, Requests::All, Fate::LoseRequest)?;
         fault.close_connections();
         Ok(fault)
     }
@@ -117,6 +126,40 @@ impl World {
         let process = self.cluster.control_plane().process("kube-apiserver");
         process.kill()?;
         Ok(StoppedApiServer { world: self, process })
+    }
+
+    /// Deletes the ServiceAccount of the agents, and creates another one of its name: the API server refuses the tokens
+    /// that the agents have. They get others when their pods are replaced.
+    pub async fn revoke_agent_tokens(&self) -> Result<()> {
+        self.permit_late_status().await?;
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), SYSTEM);
+        let ServiceAccount { metadata: ObjectMeta { name, labels, .. }, .. } = accounts.get(AGENT_ACCOUNT).await?;
+        accounts.delete(AGENT_ACCOUNT, &DeleteParams::default()).await.context("delete the ServiceAccount")?;
+        let metadata = ObjectMeta { name, labels, ..ObjectMeta::default() };
+        let account = ServiceAccount { metadata, ..ServiceAccount::default() };
+        accounts.create(&PostParams::default(), &account).await.context("create the ServiceAccount")?;
+        Ok(())
+    }
+
+    /// Whether the API server accepts the token of the agent on a node.
+    pub async fn is_agent_token_valid(&self, node: &str) -> Result<bool> {
+        let processes = self.cluster.node(node).processes(AGENT_PROCESS);
+        let (pid, _) = processes.first().with_context(|| format!("no agent on {node}"))?;
+        let token = std::fs::read_to_string(format!("/proc/{pid}/root{TOKEN}")).context("read the token")?;
+        let spec = TokenReviewSpec { token: token.trim().to_owned(), ..TokenReviewSpec::default() };
+        let review = TokenReview { spec, ..TokenReview::default() };
+        let review = Api::<TokenReview>::all(self.client.clone()).create(&PostParams::default(), &review).await?;
+        Ok(review.status.and_then(|status| status.authenticated).unwrap_or(false))
+    }
+
+    /// Deletes all pods of Landfall at once, and waits until others run. These have new connections and new tokens.
+    pub async fn replace_landfall(&self) -> Result<()> {
+        self.permit_late_status().await?;
+        self.kubectl(&["-n", SYSTEM, "delete", "pods", "--all", "--now"])?;
+        for host in self.cluster.hosts()?.iter().filter(|host| host.pods().is_some()) {
+            self.wait_for_agent(host.name(), SOON).await?;
+        }
+        self.wait_until_installed().await
     }
 
     /// The number of requests that an agent has sent to the API so far.

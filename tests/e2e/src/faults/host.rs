@@ -151,12 +151,23 @@ impl World {
     /// Returns when the machine is Ready.
     pub async fn replace_node(&self, node: &str, mac: MacAddr) -> Result<()> {
         self.power_off(node)?;
-        self.node_api().delete(node, &DeleteParams::default()).await.with_context(|| format!("delete {node}"))?;
+        self.delete_node_object(node).await?;
         if let Some(observer) = self.observer() {
             observer.add_mac(node, mac);
         }
         self.cluster.apply_node(node).await?;
         self.cluster.power_on_with_mac(node, &mac.to_string())?;
+        self.cluster.wait_ready(4 * SOON).await
+    }
+
+    /// Deletes the Node object of a node, which lives on.
+    pub async fn delete_node_object(&self, node: &str) -> Result<()> {
+        self.node_api().delete(node, &DeleteParams::default()).await.with_context(|| format!("delete {node}")).map(drop)
+    }
+
+    /// Creates the Node object again, and waits until the node is Ready.
+    pub async fn create_node_object(&self, node: &str) -> Result<()> {
+        self.cluster.apply_node(node).await?;
         self.cluster.wait_ready(4 * SOON).await
     }
 
