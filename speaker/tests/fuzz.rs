@@ -219,8 +219,9 @@ fn machine_survives_packets_of_a_faulty_peer() {
         machine.record_wake(*now);
         (packet.sequence, packet.part) = (now.as_millis() as u64, packet.part % 1024);
         (packet.cluster, packet.mac) = (stable_hash::hash(b"test"), MacAddr(2, 0, 0, 0, 0, 7));
-        // Echoes of all recent packets of the machine, so that it believes the peer.
-        let id = speaker::wire::hello::id(stable_hash::mix64(1 ^ stable_hash::mix64(2)));
+        // Echoes of all recent packets of the machine, so that it believes the peer. Its incarnation is that of the first
+        // segment of a speaker with incarnation 1, on the link with index 2.
+        let id = speaker::wire::hello::id(stable_hash::mix64(1 ^ stable_hash::mix64(1 << 32 | 2)));
         packet.echoes.extend((0..64).map(|sequence| speaker::wire::hello::Echo { id, sequence }));
         let sealed = ring.seal(*now, packet.encode());
         let source = "192.0.2.7".parse().expect("address");
