@@ -206,9 +206,9 @@ async fn a_killed_agent_loses_no_connection(world: &World) -> Result<()> {
 async fn kill_agent_under_traffic(world: &World, address: IpAddr) -> Result<Verdict> {
     let announcer = world.wait_for_announcer(address).await?;
     let node = world.cluster.node(&announcer);
-    // With the kernel's handles of tables, chains and rules, which change if they are created again; without counters,
-    // which change all the time.
-    let rules = async || node.output(["nft", "-a", "-s", "list", "table", "ip", "landfall"]);
+    // With the kernel's handles of tables, sets, chains and rules, which change if they are created again. Without
+    // counters and elements (`-t`): packets change the former, and add elements to dynamic sets.
+    let rules = async || node.output(["nft", "-a", "-s", "-t", "list", "table", "ip", "landfall"]);
     let before = rules().await?;
     let traffic = TrafficPlan::new(Target::over_both("steady", address)).start(world).await?;
     world.kill(Component::Agent, &announcer)?;
