@@ -90,7 +90,7 @@ impl TrafficRun {
     }
 
     /// Whether open connections to these pods broke, at most `at_most`, by a defect that is not mended yet and that does
-    /// not break one in each run. The bar is none.
+    /// not break one in each run. The bar is 0.
     pub fn has_known_breaks(&self, breaks: impl Fn(&str) -> bool, at_most: usize, defect: &str) -> bool {
         let flows = self.flows.as_ref().map_or(&[][..], |report| &report.broken[..]);
         let broken = flows.iter().filter(|flow| breaks(&flow.server)).count();
