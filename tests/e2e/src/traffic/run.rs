@@ -88,18 +88,6 @@ impl TrafficRun {
         eprintln!("  known defect: {defect} ({broken} of {all} open connections broke)");
         Ok(())
     }
-
-    /// Whether open connections to these pods broke, at most `at_most`, by a defect that is not mended yet and that does
-    /// not break one in each run. The bar is 0.
-    pub fn has_known_breaks(&self, breaks: impl Fn(&str) -> bool, at_most: usize, defect: &str) -> bool {
-        let flows = self.flows.as_ref().map_or(&[][..], |report| &report.broken[..]);
-        let broken = flows.iter().filter(|flow| breaks(&flow.server)).count();
-        let is_known = (1..=at_most).contains(&broken);
-        if is_known {
-            eprintln!("  known defect: {defect} ({broken} broke; the bar is 0, the bound {at_most})");
-        }
-        is_known
-    }
 }
 
 /// A loss above [`Bounds::PLANNED_LOSS`] by a defect that is not mended yet, and that loses another share in each run.
@@ -148,16 +136,6 @@ mod tests {
         let broken = BrokenFlow { server: "a".to_owned(), at: ms(5), why: FlowBreak::Reset };
         let flows = FlowReport { flows: 2, broken: vec![broken], requests: Record::default() };
         TrafficRun { records: vec![(target, record(1000, lost))], flows: Some(flows), datagrams: None, control }
-    }
-
-    #[test]
-    fn known_breaks_are_bounded_and_of_certain_pods() {
-        let run = run(0, 0);
-        for (case, pod, at_most, expected) in
-            [("known", "a", 1, true), ("above the bound", "a", 0, false), ("of another pod", "b", 1, false)]
-        {
-            assert_eq!(run.has_known_breaks(|server| server == pod, at_most, "a row"), expected, "{case}");
-        }
     }
 
     #[test]

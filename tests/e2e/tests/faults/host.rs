@@ -447,9 +447,7 @@ async fn replaced_node_gets_connections_again(scene: &Scene<'_>) -> Result<()> {
         wait_for_all_pods(world, address).await?;
         let run = traffic.stop()?;
         run.print("another machine under the name of the announcing node");
-        let defect = "the death of a node resets a connection to a pod on another node in some runs (I12)";
-        let is_known = run.has_known_breaks(|server| server != lost, 1, defect);
-        Ok(clients::check(&run, TAKEOVER, |server| server == lost || is_known, Vec::new()))
+        Ok(clients::check(&run, TAKEOVER, |server| server == lost, Vec::new()))
     });
     verdict.await?.into_result()
 }
