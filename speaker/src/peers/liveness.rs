@@ -90,6 +90,10 @@ impl Liveness {
     /// Records whether the peer hears any peer, and whether it hears this node, if the packet covers that.
     pub fn record_lists(&mut self, now: Duration, hears_any: bool, hears_us: Option<bool>) {
         let since = |before: Option<Duration>| Some(before.unwrap_or(now));
+        if hears_any && self.is_deaf(now) {
+            // It hears peers again, one after the other: it may hear this node with the next Hello.
+            self.misses_us_since = None;
+        }
         self.hears_none_since = if hears_any { None } else { since(self.hears_none_since) };
         match hears_us {
             Some(true) => self.misses_us_since = None,
@@ -136,11 +140,16 @@ impl Liveness {
     pub fn state(&self, now: Duration) -> PeerState {
         if now >= self.dead_from() {
             PeerState::Dead
-        } else if self.confirmed_at(self.hears_none_since).is_some_and(|from| now >= from) {
+        } else if self.is_deaf(now) {
             PeerState::Deaf
         } else {
             PeerState::Alive
         }
+    }
+
+    /// Whether the peer has reported for a window that it hears no peer.
+    fn is_deaf(&self, now: Duration) -> bool {
+        self.confirmed_at(self.hears_none_since).is_some_and(|from| now >= from)
     }
 
     /// When to probe the peer: first when its Hello is late by a fifth of an interval, then every three tenths of an
@@ -261,6 +270,21 @@ mod tests {
         assert_eq!((peer.state(ms(1150)), peer.hears_us(ms(1149)), peer.hears_us(ms(1150))), (Alive, true, false));
         peer.record_lists(ms(1160), true, Some(true));
         assert!(peer.hears_us(ms(1160)));
+    }
+
+    #[test]
+    fn peer_that_was_deaf_has_a_window_to_list_us() {
+        let mut peer = peer();
+        for at in [1050, 1100, 1150, 1200, 1250] {
+            peer.record_hello(ms(at), INTERVAL);
+            peer.record_lists(ms(at), false, Some(false));
+        }
+        assert_eq!(peer.state(ms(1250)), Deaf);
+        peer.record_hello(ms(1300), INTERVAL);
+        peer.record_lists(ms(1300), true, Some(false));
+        assert_eq!((peer.state(ms(1300)), peer.hears_us(ms(1300))), (Alive, true), "it hears another peer first");
+        peer.record_lists(ms(1350), true, Some(false));
+        assert_eq!((peer.hears_us(ms(1449)), peer.hears_us(ms(1450))), (true, false));
     }
 
     #[test]

@@ -187,6 +187,28 @@ fn deaf_node_loses_its_addresses() {
 }
 
 #[test]
+fn node_that_was_deaf_takes_no_address_back() {
+    seeds(40, |seed| {
+        let nodes = 3 + seed as usize % 3;
+        let mut world = settled_world(seed, nodes, 10);
+        for other in 1..=nodes {
+            world.cut(other, 0, true);
+        }
+        world.advance(SETTLING_TIME);
+        let successors = |world: &World| -> BTreeMap<IpAddr, Vec<usize>> {
+            let all = world.all_owners().into_iter();
+            all.map(|(lb_ip, owners)| (lb_ip, owners.into_iter().filter(|owner| *owner != 0).collect())).collect()
+        };
+        let before = successors(&world);
+        assert!(before.values().all(|owners| owners.len() == 1), "{before:?}");
+        world.heal();
+        world.advance(SETTLING_TIME);
+        check(&world);
+        assert_eq!(successors(&world), before);
+    });
+}
+
+#[test]
 fn two_nodes_converge_after_any_separation() {
     seeds(20, |seed| {
         let mut world = settled_world(seed, 2, 10);
