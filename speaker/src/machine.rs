@@ -27,7 +27,7 @@ use crate::metrics::{Counters, Event, Move};
 use crate::ownership::claims::Claim;
 use crate::ownership::context::Context;
 use crate::ownership::segment::Segment;
-use crate::peers::deaths::Deaths;
+use crate::peers::deaths::{DeathChanges, Deaths};
 use crate::peers::neighbours::Neighbours;
 use crate::snapshot::Snapshot;
 use crate::wire::codec::{self, DecodeError};
@@ -217,7 +217,7 @@ impl Machine {
         };
         let Ok(packet) = Packet::decode(body) else { return dropped.malformed += 1 };
         let Some(segment) = self.segments.get_mut(&link) else { return };
-        segment.receive_hello(&mut self.context, mac, &packet);
+        segment.receive_hello(&mut self.context, mac, datagram::source_address(frame), &packet);
         // A node is a neighbour on a link if the two nodes hear each other there.
         if let Some(peer) = segment.peers.get(&packet.node).filter(|peer| peer.lists_us) {
             self.neighbours_changed |= self.neighbours.record(&segment.link.name, &packet.node, peer.mac);
@@ -268,6 +268,7 @@ impl Machine {
         self.context.now = now;
         for segment in self.segments.values_mut() {
             segment.update_peer_states(&mut self.context);
+            segment.solicit_silent_nodes(&mut self.context);
         }
         // This must precede `send_hello_if_due`, in which a segment forgets the peers that have left.
         self.update_dead();
@@ -293,12 +294,14 @@ impl Machine {
         if self.deaths.is_empty() && self.segments.values().all(Segment::is_complete) {
             return;
         }
-        let Context { now, config, events, .. } = &mut self.context;
+        let Context { now, config, events, counters, .. } = &mut self.context;
         let observations = self.segments.values().flat_map(|segment| segment.observations(*now, config));
-        let (died, returned) = self.deaths.update(observations);
+        let DeathChanges { died, returned, silenced } = self.deaths.update(observations);
         self.dead_changed |= !died.is_empty() || !returned.is_empty();
+        counters.silent_agents = self.deaths.silent_agents().len() as u64;
         let event = |dead| move |node| Event::Node { node, dead };
         events.extend(died.into_iter().map(event(true)).chain(returned.into_iter().map(event(false))));
+        events.extend(silenced.into_iter().map(|node| Event::SilentAgent { node }));
     }
 
     /// Whether no pending work depends on a routine Hello ([`codec::is_routine`]). Then the loop need not wake for one.

@@ -6,3 +6,4 @@ pub mod interval;
 pub mod liveness;
 pub mod neighbours;
 pub mod peer;
+pub mod reachability;

@@ -147,7 +147,7 @@ fn datagram_decoder_never_panics_on_any_bytes() {
 #[test]
 fn arp_classifier_answers_with_its_own_address() {
     fuzz("arp", |input| {
-        let _ = arp::address_user(input);
+        let _ = (arp::address_user(input), arp::answering_host(input));
         let verdict = arp::decide(input, MINE, |lb_ip| lb_ip == Ipv4Addr::new(192, 0, 2, 200));
         if let Verdict::Answer(answer) = &verdict {
             assert_eq!(answer[6..12], MINE.octets());
@@ -164,7 +164,7 @@ fn ndp_classifier_answers_with_its_own_address() {
         // Almost no changed input has a valid checksum, so this repairs the checksum.
         let mut input = input.to_vec();
         repair(&mut input);
-        let _ = ndp::address_user(&input);
+        let _ = (ndp::address_user(&input), ndp::answering_host(&input));
         let verdict = ndp::decide(&input, MINE, |address| address == lb_ip);
         if let Verdict::Answer(answer) = &verdict {
             assert_eq!(ndp::address_user(answer), Some((MINE, lb_ip.into())));

@@ -21,6 +21,8 @@ pub struct Counters {
     pub withdrawn: u64,
     /// How often a peer became deaf or dead.
     pub peers_lost: u64,
+    /// The nodes whose agent is silent now, and whose kernel answers.
+    pub silent_agents: u64,
     /// How often the loop was late by more than an interval.
     pub stalls: u64,
     /// The greatest delay of the loop.

@@ -44,6 +44,8 @@ pub enum Event {
     },
     /// A node has died, or is no longer dead (see [`crate::peers::deaths`]).
     Node { node: String, dead: bool },
+    /// The agent of a node is silent, but the kernel of the node answers (see [`crate::peers::reachability`]).
+    SilentAgent { node: String },
     /// A host outside the cluster uses an lb_ip that this node announces or would announce.
     Conflict {
         lb_ip: IpAddr,
@@ -80,6 +82,12 @@ impl Event {
             },
             Self::Node { node, dead: true } => tracing::warn!(node, "node is dead: it gets no new connections"),
             Self::Node { node, dead: false } => tracing::info!(node, "node is no longer dead"),
+            Self::SilentAgent { node } => {
+                tracing::warn!(
+                    node,
+                    "agent of the node is silent, its kernel answers: its addresses move, its endpoints stay"
+                );
+            }
             Self::Quorum { link, backed: true, live, known } => {
                 tracing::info!(link, live, known, "a quorum of peers is heard");
             }

@@ -32,6 +32,7 @@ mod observe_deaths;
 mod receive_hello;
 mod resolve;
 mod send_hello;
+mod solicit;
 mod view;
 
 /// Whether this node hears enough of its peers.
@@ -89,8 +90,8 @@ pub struct Segment {
     /// suspended or cut off, and a peer may have taken over.
     quiet_from: Option<Duration>,
     quorum: Quorum,
-    /// When the first frame of a host that is no peer arrived after the only peer fell silent: a sign that this node
-    /// can hear.
+    /// When the first frame of a host that is no peer, or the first answer of the peer's kernel, arrived after the only
+    /// peer fell silent: a sign that this node can hear.
     outsider_heard_at: Option<Duration>,
     /// The number of live peers at the last check.
     live_peers: usize,
@@ -212,6 +213,9 @@ impl Segment {
         for peer in self.peers.values_mut().filter(|peer| peer.state != PeerState::Dead) {
             peer.liveness.excuse(now);
         }
+        for peer in self.peers.values_mut() {
+            peer.reachability.excuse(now, &peer.liveness);
+        }
     }
 
     /// Resumes after a suspension during which peers may have taken over this node's addresses.
@@ -315,6 +319,7 @@ impl Segment {
         silence
             .chain(turn)
             .chain(self.next_probe(now))
+            .chain(self.next_solicitation(now))
             .chain(self.conflicts.next_deadline())
             .fold(self.hello_sender.due(), Duration::min)
     }

@@ -11,15 +11,19 @@
 //! - The node was heard before, and is silent on *every* link on which it was heard. A node is alive if this node hears
 //!   it on any link, or if a peer reports that it hears the node. A deaf node is alive, too, because it still sends
 //!   Hellos.
+//! - The kernel of its node does not answer ARP or NDP for the node's own address on any of these links
+//!   ([`super::reachability`]). If it answers, only the agent of the node has failed: its addresses move, and its
+//!   endpoints stay. Solicitations begin before the window ends, so they do not delay the detection of a death.
 //! - On at least one of these links, a peer *confirms* the silence: the peer is alive, was heard just now, hears this
 //!   node, and has not heard the silent node within its window either. A node that is cut off, has just started or was
 //!   suspended has no such peer, so it declares no node dead.
 //! - On a link with a single peer, no other peer can confirm the silence of that peer. Instead, an ARP or NDP frame of
 //!   another host (a router, or a client that resolves an address) shows that this node can hear. The peer is dead if
-//!   such a frame arrives after the peer fell silent, and the peer stays silent for one more window.
+//!   such a frame arrives after the peer and its kernel fell silent, and they stay silent for one more window.
 //! - A node that sent a goodbye is not dead: its speaker was shut down, and its pods still run.
 //!
-//! A dead node stays dead until it is heard again, even if all other nodes fall silent later. It is forgotten after
+//! A dead node stays dead until it is heard again, even if all other nodes fall silent later. (Its kernel is heard only
+//! if it answers within a second or two. After that the node may be starting again, without pods.) It is forgotten after
 //! [`FORGET_AFTER`], or when this node no longer sends Hellos on any link on which it heard that node. By
 //! [`FORGET_AFTER`], Kubernetes has reported the endpoints of a dead node as not ready. If they are still ready, the
 //! node runs and only its speaker has failed.
@@ -39,6 +43,10 @@ pub enum Observation {
         /// Whether there is evidence that this node can hear, so that it is not the cause of the silence.
         confirmed: bool,
     },
+    /// It is silent, and it is too early to know whether its kernel answers.
+    Undecided,
+    /// Its agent is silent, but its kernel answers.
+    Answering,
     /// It sent a goodbye.
     Left,
     /// This node or a peer hears it.
@@ -50,17 +58,26 @@ pub struct Deaths {
     dead: BTreeSet<String>,
     /// Nodes that sent a goodbye on any link, and were heard on no link since.
     left: BTreeSet<String>,
+    /// Nodes whose agent is silent while their kernel answers.
+    silent_agents: BTreeSet<String>,
+}
+
+/// The changes of an update.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct DeathChanges {
+    /// The nodes that have just died.
+    pub died: Vec<String>,
+    /// The nodes that are no longer dead.
+    pub returned: Vec<String>,
+    /// The nodes whose agent has just fallen silent while their kernel answers.
+    pub silenced: Vec<String>,
 }
 
 impl Deaths {
-    /// Applies the current observations of all nodes on all links. Returns the nodes that have just died and those that
-    /// are no longer dead.
-    pub fn update<'a>(
-        &mut self,
-        observations: impl Iterator<Item = (&'a str, Observation)>,
-    ) -> (Vec<String>, Vec<String>) {
-        let (mut died, mut back) = (Vec::new(), Vec::new());
-        // The strongest evidence of life counts: `Present`, then `Left`, then silence.
+    /// Applies the current observations of all nodes on all links.
+    pub fn update<'a>(&mut self, observations: impl Iterator<Item = (&'a str, Observation)>) -> DeathChanges {
+        let DeathChanges { mut died, mut returned, mut silenced } = DeathChanges::default();
+        // The strongest evidence of life counts: `Present`, then `Left`, then an answering kernel, then silence.
         let mut seen = BTreeMap::<&str, Observation>::new();
         for (node, observation) in observations {
             let best = seen.entry(node).or_insert(observation);
@@ -70,33 +87,47 @@ impl Deaths {
             match observation {
                 Observation::Present => {
                     self.left.remove(*node);
-                    back.extend(self.dead.take(*node));
+                    returned.extend(self.dead.take(*node));
                 }
                 Observation::Left => {
                     self.left.insert((*node).to_owned());
-                    back.extend(self.dead.take(*node));
+                    returned.extend(self.dead.take(*node));
+                }
+                Observation::Answering => {
+                    returned.extend(self.dead.take(*node));
+                    if !self.left.contains(*node) && self.silent_agents.insert((*node).to_owned()) {
+                        silenced.push((*node).to_owned());
+                    }
                 }
                 Observation::Silent { confirmed: true } if !self.dead.contains(*node) && !self.left.contains(*node) => {
                     self.dead.insert((*node).to_owned());
                     died.push((*node).to_owned());
                 }
-                Observation::Silent { .. } => {}
+                Observation::Undecided | Observation::Silent { .. } => {}
             }
         }
         // A node without observations was forgotten, or this node no longer sends Hellos on its link. This node would
         // not notice its return, so it does not stay dead.
         self.left.retain(|node| seen.contains_key(node.as_str()));
-        back.extend(self.dead.extract_if(.., |node| !seen.contains_key(node.as_str())));
-        (died, back)
+        returned.extend(self.dead.extract_if(.., |node| !seen.contains_key(node.as_str())));
+        let may_answer =
+            |node: &String| matches!(seen.get(node.as_str()), Some(Observation::Answering | Observation::Undecided));
+        self.silent_agents.retain(may_answer);
+        DeathChanges { died, returned, silenced }
     }
 
     pub fn dead(&self) -> &BTreeSet<String> {
         &self.dead
     }
 
-    /// Whether no node is dead and no node has left.
+    /// The nodes whose agent is silent while their kernel answers.
+    pub fn silent_agents(&self) -> &BTreeSet<String> {
+        &self.silent_agents
+    }
+
+    /// Whether no node is dead, no node has left, and no agent is silent.
     pub fn is_empty(&self) -> bool {
-        self.dead.is_empty() && self.left.is_empty()
+        self.dead.is_empty() && self.left.is_empty() && self.silent_agents.is_empty()
     }
 }
 
@@ -124,10 +155,13 @@ mod tests {
             ("goodbye", vec![Left], false),
             ("goodbye lost on the other link", vec![Left, CONFIRMED], false),
             ("goodbye on one link only", vec![Left, Present], false),
+            ("kernel answers", vec![Answering], false),
+            ("kernel answers on one link only", vec![CONFIRMED, Answering], false),
+            ("kernel may still answer on one link", vec![CONFIRMED, Undecided], false),
         ] {
             let mut deaths = Deaths::default();
-            let (died, back) = deaths.update(observations.into_iter().map(|observation| ("n1", observation)));
-            assert_eq!((died.len(), back.len()), (usize::from(expected), 0), "{case}");
+            let changes = deaths.update(observations.into_iter().map(|observation| ("n1", observation)));
+            assert_eq!((changes.died.len(), changes.returned.len()), (usize::from(expected), 0), "{case}");
             assert_eq!(dead(&deaths).contains(&"n1"), expected, "{case}");
         }
     }
@@ -136,8 +170,8 @@ mod tests {
     fn dead_node_stays_dead_until_heard_or_forgotten() {
         let mut deaths = Deaths::default();
         let mut update = |observations: &[(&'static str, Observation)]| {
-            let (died, back) = deaths.update(observations.iter().copied());
-            (died.join(" "), back.join(" "), dead(&deaths).join(" "))
+            let DeathChanges { died, returned, .. } = deaths.update(observations.iter().copied());
+            (died.join(" "), returned.join(" "), dead(&deaths).join(" "))
         };
         let changes = |died: &str, back: &str, dead: &str| (died.to_owned(), back.to_owned(), dead.to_owned());
         assert_eq!(update(&[("n1", CONFIRMED), ("n2", Present)]), changes("n1", "", "n1"));
@@ -150,5 +184,31 @@ mod tests {
         assert_eq!(update(&[("n1", Left), ("n2", Present)]), changes("", "n1 n2", ""));
         assert_eq!(update(&[("n1", CONFIRMED), ("n2", CONFIRMED)]), changes("n2", "", "n2"), "n1 had left");
         assert_eq!(update(&[("n1", Present)]), changes("", "n2", ""), "n2 is forgotten, or its link is gone");
+        assert_eq!(update(&[("n1", CONFIRMED)]), changes("n1", "", "n1"));
+        assert_eq!(update(&[("n1", Undecided)]), changes("", "", "n1"));
+        assert_eq!(update(&[("n1", Answering)]), changes("", "n1", ""), "declared dead too early");
+    }
+
+    #[test]
+    fn silent_agent_is_reported_once_until_its_node_dies() {
+        let mut deaths = Deaths::default();
+        let mut update = |observation| {
+            let DeathChanges { died, returned, silenced } = deaths.update([("n1", observation)].into_iter());
+            ([died.len(), returned.len(), silenced.len()], deaths.silent_agents().len(), deaths.is_empty())
+        };
+        for (observation, changes, silent) in [
+            (Undecided, [0, 0, 0], 0),
+            (Answering, [0, 0, 1], 1),
+            (Answering, [0, 0, 0], 1),
+            (Undecided, [0, 0, 0], 1),
+            (Present, [0, 0, 0], 0),
+            (Answering, [0, 0, 1], 1),
+            (CONFIRMED, [1, 0, 0], 0),
+            (Answering, [0, 1, 1], 1),
+            (UNCONFIRMED, [0, 0, 0], 0),
+        ] {
+            let is_empty = silent == 0 && changes[0] == 0;
+            assert_eq!(update(observation), (changes, silent, is_empty), "{observation:?}");
+        }
     }
 }

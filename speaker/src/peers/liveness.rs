@@ -122,6 +122,16 @@ impl Liveness {
         self.excused_at = now;
     }
 
+    /// When the peer was last heard or excused.
+    pub fn silent_since(&self) -> Duration {
+        self.last_heard.max(self.excused_at)
+    }
+
+    /// The time since which a Hello of the peer is overdue.
+    pub fn overdue_since(&self) -> Duration {
+        self.silent_since() + self.interval * 3 / 2
+    }
+
     /// The time since this node last heard the peer.
     pub fn age(&self, now: Duration) -> Duration {
         now.saturating_sub(self.last_heard)

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::ownership::claims::Claims;
 use crate::peers::liveness::{Liveness, PeerState};
+use crate::peers::reachability::Reachability;
 use crate::wire::hello::Packet;
 use crate::wire::packing::MAX_PARTS;
 use crds::MacAddr;
@@ -37,7 +38,11 @@ pub struct Peer {
     pub mac: MacAddr,
     /// The name of the link at the peer.
     pub link: String,
+    /// The address that the peer sends from: its node's own one on the link.
+    pub address: Option<IpAddr>,
     pub liveness: Liveness,
+    /// Whether the kernel of its node answers while the peer is silent.
+    pub reachability: Reachability,
     /// The state at the last check.
     pub state: PeerState,
     /// The time of the last change of `state`.
@@ -64,7 +69,9 @@ impl Peer {
             parts: [0; MAX_PARTS / 64],
             mac,
             link: packet.link.clone(),
+            address: None,
             liveness: Liveness::new(now, packet.interval.max(MIN_INTERVAL), multiplier),
+            reachability: Reachability::default(),
             state: PeerState::Dead, // until the first check
             state_since: now,
             leaving: packet.leaving,
@@ -126,6 +133,11 @@ impl Peer {
             self.unread_buckets = self.claims.differing(digests);
         }
         Some(changed)
+    }
+
+    /// Records the address that a received packet came from. The peer is no longer silent.
+    pub fn record_address(&mut self, address: Option<IpAddr>) {
+        (self.address, self.reachability) = (address, Reachability::default());
     }
 
     /// Whether the peer is alive and not leaving. Its claims count only then.

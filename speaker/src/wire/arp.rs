@@ -9,7 +9,7 @@ use crds::{MacAddr, is_station};
 use pnet_packet::arp::{ArpHardwareTypes, ArpOperation, ArpOperations, ArpPacket, MutableArpPacket};
 use pnet_packet::ethernet::{EtherTypes, EthernetPacket};
 
-use super::headers::{ETHERNET_LEN, ethernet_frame};
+use super::headers::{ETHERNET_LEN, ethernet_frame, source_mac};
 
 /// The decision about one received frame, ARP or IPv6 neighbour discovery ([`super::ndp`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,6 +88,21 @@ pub fn address_user(frame: &[u8]) -> Option<(MacAddr, IpAddr)> {
 pub fn probe(mac: MacAddr, lb_ip: Ipv4Addr) -> Vec<u8> {
     let sender = Station(mac, Ipv4Addr::UNSPECIFIED);
     build_frame(MacAddr::broadcast(), ArpOperations::Request, sender, Station(MacAddr::zero(), lb_ip))
+}
+
+/// A request to one host, by unicast. The host answers if its kernel works (RFC 1122 §2.3.2.1, unicast poll).
+pub fn unicast_request(own: (MacAddr, Ipv4Addr), host: (MacAddr, Ipv4Addr)) -> Vec<u8> {
+    let target = Station(MacAddr::zero(), host.1);
+    build_frame(host.0, ArpOperations::Request, Station(own.0, own.1), target)
+}
+
+/// The host that sent `frame` as an answer, and its address. `None` if the frame is no reply, or if its sender answers
+/// for another host.
+pub fn answering_host(frame: &[u8]) -> Option<(MacAddr, IpAddr)> {
+    let (_, packet) = parse(frame)?;
+    let mac = packet.get_sender_hw_addr();
+    let is_answer = packet.get_operation() == ArpOperations::Reply && source_mac(frame) == Some(mac);
+    is_answer.then(|| (mac, packet.get_sender_proto_addr().into()))
 }
 
 /// The request form of a gratuitous ARP: sender and target address are equal (RFC 5227 §1.1, "ARP Announcement"). Old
@@ -229,6 +244,23 @@ mod tests {
         // The host that has the address answers a probe.
         let Verdict::Answer(answer) = verdict(&probe(OTHER, LB_IP)) else { panic!("no answer") };
         assert_eq!(address_user(&answer), Some((MINE, LB_IP.into())));
+    }
+
+    #[test]
+    fn only_the_host_itself_answers_a_unicast_request() {
+        let request = unicast_request((CLIENT, CLIENT_IP), (MINE, LB_IP));
+        assert_eq!((&request[..6], &request[6..12]), (&MINE.octets()[..], &CLIENT.octets()[..]));
+        let Verdict::Answer(answer) = verdict(&request) else { panic!("no answer") };
+        let mut by_proxy = answer.clone();
+        by_proxy[6..12].copy_from_slice(&OTHER.octets());
+        for (case, frame, expected) in [
+            ("an answer", &answer, Some((MINE, LB_IP.into()))),
+            ("an answer of another host", &by_proxy, None),
+            ("a request", &request, None),
+            ("a truncated answer", &answer[..30].to_vec(), None),
+        ] {
+            assert_eq!(answering_host(frame), expected, "{case}");
+        }
     }
 
     #[test]

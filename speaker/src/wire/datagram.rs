@@ -109,6 +109,17 @@ pub fn unwrap(frame: &[u8]) -> Result<(MacAddr, &[u8]), DatagramError> {
     Ok((source_mac(frame).ok_or(DatagramError::Short)?, payload))
 }
 
+/// The address that the sender of a frame uses. `None` if its IP header is truncated.
+pub fn source_address(frame: &[u8]) -> Option<IpAddr> {
+    let ethernet = EthernetPacket::new(frame)?;
+    let packet = &frame[ETHERNET_LEN..];
+    if ethernet.get_ethertype() == EtherTypes::Ipv6 {
+        source_and_destination(packet).map(|(source, _)| source.into())
+    } else {
+        Ipv4Packet::new(packet).map(|ip| ip.get_source().into())
+    }
+}
+
 fn unwrap_ipv4(packet: &[u8]) -> Result<&[u8], DatagramError> {
     let ip = Ipv4Packet::new(packet).ok_or(DatagramError::Foreign)?;
     let header_len = usize::from(ip.get_header_length()) * 4;
@@ -169,6 +180,7 @@ mod tests {
     #[test]
     fn only_whole_hello_frames_of_this_link_are_opened() {
         let frame = wrap(MAC, ADDRESS, b"hello");
+        assert_eq!((source_address(&frame), source_address(&frame[..30])), (Some(ADDRESS), None));
         assert_eq!(unwrap(&frame), Ok((MAC, &b"hello"[..])));
         let padded: Vec<u8> = frame.iter().copied().chain([0; 13]).collect();
         assert_eq!(unwrap(&padded), Ok((MAC, &b"hello"[..])));
@@ -194,6 +206,7 @@ mod tests {
     fn ipv6_frames_are_opened_by_the_same_rules() {
         let frame = wrap(MAC, LINK_LOCAL, b"hello");
         assert_eq!(frame[..6], [0x33, 0x33, 0x4c, 0x46, 0, 140]);
+        assert_eq!(source_address(&frame), Some(LINK_LOCAL));
         assert_eq!(unwrap(&frame), Ok((MAC, &b"hello"[..])));
         let padded: Vec<u8> = frame.iter().copied().chain([0; 13]).collect();
         assert_eq!(unwrap(&padded), Ok((MAC, &b"hello"[..])));

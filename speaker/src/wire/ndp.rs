@@ -138,6 +138,27 @@ pub fn probe(mac: MacAddr, lb_ip: Ipv6Addr) -> Vec<u8> {
     })
 }
 
+/// A solicitation to one host, by unicast. The host answers if its kernel works (RFC 4861 §7.3).
+pub fn unicast_solicitation(own: (MacAddr, Ipv6Addr), host: (MacAddr, Ipv6Addr)) -> Vec<u8> {
+    let addresses = Ipv6Addresses { to: host.0, from: own.0, source: own.1, destination: host.1 };
+    build_frame(addresses, FIXED_LEN + LINK_LAYER_OPTION_LEN, |message| {
+        message[TARGET_AT..FIXED_LEN].copy_from_slice(&host.1.octets());
+        message[FIXED_LEN] = NdpOptionTypes::SourceLLAddr.0;
+        message[FIXED_LEN + 1] = 1;
+        message[FIXED_LEN + 2..].copy_from_slice(&own.0.octets());
+        let mut solicitation = MutableIcmpv6Packet::new(message).expect("invariant: it has its size");
+        solicitation.set_icmpv6_type(Icmpv6Types::NeighborSolicit);
+    })
+}
+
+/// The host that sent `frame` as an answer, and its address. `None` if the frame is no advertisement to one host, or if
+/// its sender answers for another host.
+pub fn answering_host(frame: &[u8]) -> Option<(MacAddr, IpAddr)> {
+    let Message { from, destination, kind, target, link_layer, .. } = parse(frame)?;
+    let is_answer = kind == Icmpv6Types::NeighborAdvert && !destination.is_multicast();
+    (is_answer && link_layer.is_none_or(|mac| mac == from)).then_some((from, target.into()))
+}
+
 fn advertisement(to: MacAddr, mac: MacAddr, destination: Ipv6Addr, lb_ip: Ipv6Addr, flags: u8) -> Vec<u8> {
     let addresses = Ipv6Addresses { to, from: mac, source: lb_ip, destination };
     build_frame(addresses, FIXED_LEN + LINK_LAYER_OPTION_LEN, |message| {
@@ -393,6 +414,26 @@ mod tests {
         message.extend([14, 1, 1, 2, 3, 4, 5, 6]); // a nonce (RFC 3971 §5.3.2), as Linux sends it for DAD
         let frame = frame_of(group_mac(group), CLIENT, (Ipv6Addr::UNSPECIFIED, group), &message);
         assert_eq!(verdict(&frame), Verdict::Answer(unsolicited_advertisement(MINE, lb_ip())));
+    }
+
+    #[test]
+    fn only_the_host_itself_answers_a_unicast_solicitation() {
+        let client = ip("2001:db8::9");
+        let solicitation = unicast_solicitation((CLIENT, client), (MINE, lb_ip()));
+        assert_eq!((&solicitation[..6], &solicitation[6..12]), (&MINE.octets()[..], &CLIENT.octets()[..]));
+        let Verdict::Answer(answer) = verdict(&solicitation) else { panic!("no answer") };
+        assert_eq!(answer[..6], CLIENT.octets());
+        let mut by_proxy = answer.clone();
+        by_proxy[6..12].copy_from_slice(&OTHER.octets());
+        for (case, frame, expected) in [
+            ("an answer", &answer, Some((MINE, lb_ip().into()))),
+            ("an answer of another host", &by_proxy, None),
+            ("an unsolicited advertisement", &unsolicited_advertisement(MINE, lb_ip()), None),
+            ("a solicitation", &solicitation, None),
+            ("a truncated answer", &answer[..60].to_vec(), None),
+        ] {
+            assert_eq!(answering_host(frame), expected, "{case}");
+        }
     }
 
     #[test]

@@ -16,7 +16,10 @@ pub const TWO_ANNOUNCERS: Duration = Duration::from_millis(250);
 /// A fault, or the end of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
+    /// A node loses its power.
     Crash,
+    /// The speaker of a node ends without a goodbye, and its kernel goes on.
+    Kill,
     Start,
     Stop,
     Suspend,
@@ -49,10 +52,11 @@ pub enum Fault {
     Client,
 }
 
-const ALL: [Fault; 19] = {
+const ALL: [Fault; 20] = {
     use Fault::*;
     [
         Crash,
+        Kill,
         Start,
         Stop,
         Suspend,
@@ -85,8 +89,9 @@ const EXCLUDED: [(Fault, &str); 3] = [
 /// After these faults the API may name a node that does not announce, so the reports are not checked. Two claims can
 /// have the same epoch, and then the clocks of their nodes decide. `entry_of_a_dead_isolated_node_leaves_the_api` of
 /// [`crate::open_defects`] pins this defect.
-const UNREPORTED: [Fault; 7] = [
+const UNREPORTED: [Fault; 8] = [
     Fault::Crash,
+    Fault::Kill,
     Fault::Suspend,
     Fault::Pause,
     Fault::WallClockBack,
@@ -216,6 +221,7 @@ fn disturb(world: &mut World, choice: &mut Random, fault: Fault) {
     }
     match fault {
         Fault::Crash => world.crash(node),
+        Fault::Kill => world.kill(node),
         Fault::Start => world.start(node),
         Fault::Stop => world.stop(node),
         Fault::Suspend => world.suspend(node, choice.time(ms(10), ms(1500))),

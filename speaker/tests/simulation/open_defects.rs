@@ -11,8 +11,8 @@ use crate::{SETTLING_TIME, check, planned_moves};
 #[test]
 #[should_panic(expected = "the last to announce")]
 fn outbid_node_is_not_the_last_to_announce() {
-    // The seed selects among the faults without those of links.
-    explore(770_748_632_723, &[Fault::LinkDown, Fault::LinkUp], &[]);
+    // The seed selects among the faults without those of links and of processes.
+    explore(770_748_632_723, &[Fault::LinkDown, Fault::LinkUp, Fault::Kill], &[]);
 }
 
 /// TODO(correctness): two nodes that do not hear each other take each other's addresses after a second. A third node

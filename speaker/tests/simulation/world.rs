@@ -21,6 +21,7 @@ mod api;
 mod faults;
 mod fixtures;
 mod host;
+mod kernel;
 mod observer;
 mod queries;
 mod random;
@@ -55,8 +56,10 @@ pub struct Network {
 enum Scheduled {
     /// The loop of a node wakes.
     Wake(usize),
-    /// A frame arrives at a node on a LAN.
+    /// A frame arrives at a node on a LAN: at its speaker.
     Arrive(usize, usize, Channel, Arc<[u8]>),
+    /// A frame of the first node arrives at the kernel of the second one on a LAN.
+    Resolve([usize; 2], usize, Channel, Arc<[u8]>),
     /// The kernel of a node forwards these addresses from now on.
     Forward(usize, Arc<BTreeSet<IpAddr>>),
     /// The kernel of a node reports the link to a LAN as it is now.
@@ -77,6 +80,8 @@ pub struct Announcement {
 pub struct World {
     pub now: Duration,
     pub random: Random,
+    /// The source for frames from one node to another. With a source of their own, they change no other random number.
+    unicast_random: Random,
     pub network: Network,
     /// The maximum time until a dataplane acknowledges an address.
     pub acknowledgement: Duration,
@@ -99,6 +104,8 @@ pub struct World {
     pub other_hosts: Vec<(IpAddr, Arc<[u8]>)>,
     /// The number of probes for all addresses.
     pub probe_count: u64,
+    /// The number of frames from one node to another.
+    pub solicitation_count: u64,
     /// The number of packets between speakers.
     pub hello_count: u64,
     /// The events of all machines, with time and node.
@@ -140,11 +147,13 @@ impl World {
             announcement_count: 0,
             other_hosts: Vec::new(),
             probe_count: 0,
+            solicitation_count: 0,
             hello_count: 0,
             events: Vec::new(),
             recorded: None,
             api: None,
             observer: Observer::default(),
+            unicast_random: Random::new(seed ^ 0x0a2b),
             random,
         }
     }
@@ -182,6 +191,7 @@ impl World {
             Some(Scheduled::Arrive(node, lan, channel, bytes)) if self.hosts[node].links[lan].has_carrier => {
                 self.run_host(node, Some((lan, channel, bytes)));
             }
+            Some(Scheduled::Resolve(nodes, lan, channel, bytes)) => self.resolve(nodes, lan, channel, &bytes),
             Some(Scheduled::Forward(node, forwarded)) => {
                 self.hosts[node].forwarded = forwarded;
                 self.hosts[node].unread.forwarded = true;
@@ -280,8 +290,11 @@ impl World {
         if !self.hosts[from].links[lan].has_carrier {
             return;
         }
-        self.record_frame(from, lan, frame);
         let bytes: Arc<[u8]> = frame.bytes.clone().into();
+        if let Some(to) = (0..self.nodes()).find(|to| bytes[..6] == mac_on(lan, *to).octets()) {
+            return self.send_to_node([from, to], lan, frame.channel, bytes);
+        }
+        self.record_frame(from, lan, frame);
         for to in (0..self.nodes()).filter(|to| *to != from) {
             if self.cut[lan][from][to] || self.random.happens(self.network.loss) {
                 continue;

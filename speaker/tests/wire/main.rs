@@ -91,6 +91,29 @@ fn client_follows_after_the_owner_crashes() {
 }
 
 #[test]
+fn node_with_a_crashed_agent_is_dead_only_after_a_cut() {
+    for lan in [Lan::new(3), Lan::without_v4(3)] {
+        let mut nodes = lan.speakers(&[LB_IP_V6]);
+        lan.wait_owner(&nodes, LB_IP_V6);
+        let gone = nodes.pop().expect("three nodes");
+        // Each node has heard the other ones, and is heard by them.
+        nodes.iter().for_each(|node| node.wait_counters(|counters| counters.packets_received > 20));
+        gone.crash();
+        for node in &nodes {
+            node.wait_counters(|counters| counters.silent_agents == 1);
+        }
+        lan.wait_owner(&nodes, LB_IP_V6);
+        lan.wait_idly(Duration::from_secs(2));
+        nodes.iter().for_each(|node| node.wait_dead(&[]));
+        let cut = Instant::now();
+        lan.cut(2);
+        nodes.iter().for_each(|node| node.wait_dead(&[2]));
+        eprintln!("a silent node without an agent is dead after {:?}", cut.elapsed());
+        nodes.iter().for_each(|node| node.wait_counters(|counters| counters.silent_agents == 0));
+    }
+}
+
+#[test]
 fn stopping_node_is_replaced_before_it_ends() {
     let lan = Lan::new(3);
     let mut nodes = lan.speakers(&[LB_IP]);

@@ -27,8 +27,11 @@ impl Segment {
                 _ if peer.leaving => Observation::Left,
                 PeerState::Alive | PeerState::Deaf => Observation::Present,
                 PeerState::Dead if peer.liveness.is_vouched(now) => Observation::Present,
+                PeerState::Dead if peer.reachability.is_answering(now, &peer.liveness) => Observation::Answering,
+                PeerState::Dead if self.may_answer(now, peer) => Observation::Undecided,
                 PeerState::Dead => {
-                    let only_peer = || !listening && self.peers.len() == 1 && self.hears_outsiders_since(now, peer);
+                    let hears_outsiders = || self.hears_outsiders_since(now, peer, node_overdue_since(peer));
+                    let only_peer = || !listening && self.peers.len() == 1 && hears_outsiders();
                     Observation::Silent { confirmed: confirmed || only_peer() }
                 }
             };
@@ -37,12 +40,12 @@ impl Segment {
     }
 
     /// Records when a frame of ARP or NDP proved that this node can hear other hosts. This matters only while there is
-    /// a single peer. Only the first frame after that peer fell silent counts.
+    /// a single peer. Only the first frame after that peer fell silent counts, and the first one after its kernel did.
     pub(super) fn record_outsider(&mut self, now: Duration, frame: &[u8]) {
         // Frames on a bridge prove nothing: they may be from pods or virtual machines of this node.
         let mut peers = self.peers.values();
         let (Some(peer), None, false) = (peers.next(), peers.next(), self.link.is_bridge) else { return };
-        let overdue = overdue_since(peer);
+        let overdue = node_overdue_since(peer);
         if now < overdue || self.outsider_heard_at.is_some_and(|at| at >= overdue) {
             return;
         }
@@ -52,20 +55,36 @@ impl Segment {
         }
     }
 
-    /// Whether the only peer is silent while another host is heard.
+    /// Records that the kernel of the only peer's node answered. Only the first answer after the peer fell silent counts.
+    pub(super) fn record_hearing(&mut self, now: Duration) {
+        let mut peers = self.peers.values();
+        let (Some(peer), None) = (peers.next(), peers.next()) else { return };
+        if self.outsider_heard_at.is_none_or(|at| at < overdue_since(peer)) {
+            self.outsider_heard_at = Some(now);
+        }
+    }
+
+    /// Whether the only peer is silent while another host, or the kernel of its node, is heard.
     pub(super) fn hears_outsiders_alone(&self, now: Duration) -> bool {
-        let is_silent = |peer: &Peer| peer.state == PeerState::Dead && self.hears_outsiders_since(now, peer);
+        let is_silent =
+            |peer: &Peer| peer.state == PeerState::Dead && self.hears_outsiders_since(now, peer, overdue_since(peer));
         self.peers.len() == 1 && self.peers.values().all(is_silent)
     }
 
-    /// Whether another host was heard after the peer was overdue, and the peer stayed silent for a window after that.
-    /// The window is needed because other hosts may be heard first when a cut ends.
-    fn hears_outsiders_since(&self, now: Duration, peer: &Peer) -> bool {
-        self.outsider_heard_at.is_some_and(|at| at >= overdue_since(peer) && now >= at + peer.liveness.window())
+    /// Whether another host was heard after `overdue`, and the peer stayed silent for a window after that. The window
+    /// is needed because other hosts may be heard first when a cut ends.
+    fn hears_outsiders_since(&self, now: Duration, peer: &Peer, overdue: Duration) -> bool {
+        self.outsider_heard_at.is_some_and(|at| at >= overdue && now >= at + peer.liveness.window())
     }
 }
 
 /// The time since which a Hello of the peer is overdue.
 fn overdue_since(peer: &Peer) -> Duration {
     peer.liveness.last_heard + peer.liveness.interval * 3 / 2
+}
+
+/// The time since which a Hello of the peer is overdue, and an answer of its kernel if it has answered since.
+fn node_overdue_since(peer: &Peer) -> Duration {
+    let kernel = peer.reachability.overdue_since(&peer.liveness);
+    kernel.map_or(overdue_since(peer), |kernel| kernel.max(overdue_since(peer)))
 }

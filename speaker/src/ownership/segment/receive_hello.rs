@@ -1,6 +1,7 @@
 //! Receives the Hellos of peers: decides which are believed, and applies them.
 
 use std::collections::btree_map::Entry;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::{Context, Segment};
@@ -28,8 +29,8 @@ enum Admission {
 }
 
 impl Segment {
-    /// Receives a packet of this cluster, in a frame from `mac`.
-    pub fn receive_hello(&mut self, context: &mut Context, mac: MacAddr, packet: &Packet) {
+    /// Receives a packet of this cluster, in a frame from `mac` and `address`.
+    pub fn receive_hello(&mut self, context: &mut Context, mac: MacAddr, address: Option<IpAddr>, packet: &Packet) {
         let now = context.now;
         let dropped = &mut context.counters.dropped;
         if packet.mac != mac {
@@ -63,6 +64,7 @@ impl Segment {
         let Some(changed) = peer.receive(now, mac, packet, hello::id(self.hello_sender.incarnation)) else {
             return context.counters.dropped.replayed += 1;
         };
+        peer.record_address(address);
         self.dirty.extend(changed);
         context.counters.packets_received += 1;
         let state_changed = peer.liveness.state(now) != peer.state;

@@ -19,6 +19,10 @@ impl Segment {
     pub fn receive_resolution(&mut self, context: &mut Context, channel: Channel, frame: &[u8]) {
         self.record_outsider(context.now, frame);
         let is_arp = channel == Channel::Arp;
+        if self.is_soliciting() {
+            let host = if is_arp { arp::answering_host(frame) } else { ndp::answering_host(frame) };
+            self.receive_answer(context.now, host);
+        }
         if self.conflicts.is_probing() {
             let user = if is_arp { arp::address_user(frame) } else { ndp::address_user(frame) };
             self.receive_used_address(context, user);

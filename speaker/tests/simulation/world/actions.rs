@@ -15,13 +15,14 @@ use super::fixtures::node_addresses;
 use super::{Scheduled, World, name};
 
 impl World {
-    /// Starts the speaker of a node. A running speaker crashes first.
+    /// Starts the speaker of a node, and the node if it has no power. A running speaker is killed first.
     pub fn start(&mut self, node: usize) {
         self.end_pause(node);
         let clock = self.clock(node);
         let host = &mut self.hosts[node];
         host.end_speaker();
         host.starts += 1;
+        host.has_power = true;
         let config = Config::new("world", &name(node), host.starts << 32 | node as u64);
         host.backlog.clear();
         host.read_at = clock;
@@ -46,10 +47,21 @@ impl World {
         }
     }
 
-    /// Ends the speaker of a node without a goodbye.
+    /// Cuts the power of a node.
     pub fn crash(&mut self, node: usize) {
+        self.hosts[node].has_power = false;
+        self.kill(node);
+    }
+
+    /// Ends the speaker of a node without a goodbye. The kernel of the node goes on.
+    pub fn kill(&mut self, node: usize) {
         self.hosts[node].end_speaker();
         self.observe();
+    }
+
+    /// Restores the power of a node, on which no speaker runs yet.
+    pub fn restore_power(&mut self, node: usize) {
+        self.hosts[node].has_power = true;
     }
 
     /// Requests the speaker of a node to stop.
@@ -58,7 +70,7 @@ impl World {
         self.run_host(node, None);
     }
 
-    /// Suspends the speaker of a node.
+    /// Suspends the speaker of a node. The kernel of the node goes on.
     pub fn suspend(&mut self, node: usize, time: Duration) {
         let until = self.now + time;
         let host = &mut self.hosts[node];
@@ -201,7 +213,7 @@ impl World {
         let later = self.now + self.random.time(Duration::ZERO, self.acknowledgement);
         let all: Arc<BTreeSet<IpAddr>> = Arc::new(self.wanted.keys().copied().collect());
         let addresses = self.addresses_known_to(node);
-        let node_addresses = if self.cut.len() > 1 { node_addresses() } else { vec![] };
+        let node_addresses = if self.cut.len() > 1 { node_addresses(node) } else { vec![] };
         let host = &mut self.hosts[node];
         host.unread.snapshot = Some(Arc::new(Snapshot { node_addresses, addresses }));
         if host.forwarded != all && !host.stuck {

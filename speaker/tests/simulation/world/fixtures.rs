@@ -7,8 +7,9 @@ use crds::MacAddr;
 use ipnet::IpNet;
 use netlink::links::Link;
 use speaker::Keys;
+use speaker::wire::arp::Verdict;
 use speaker::wire::frame::{Channel, Frame};
-use speaker::wire::{codec, datagram};
+use speaker::wire::{arp, codec, datagram, ndp};
 
 use super::LINK;
 
@@ -80,18 +81,43 @@ pub(super) fn mac_on(lan: usize, node: usize) -> MacAddr {
     MacAddr(2, 0, 0, lan as u8, 0, node as u8 + 1)
 }
 
-/// The node's own addresses on a LAN.
-fn own_addresses(lan: usize) -> [IpNet; 2] {
-    let texts = [["10.0.0.1/8", "2001:db8::1/32"], ["172.16.0.1/12", "2001:db9::1/32"]];
-    texts[lan].map(|own| own.parse().expect("address"))
+/// The own addresses of a node on a LAN.
+fn own_addresses(lan: usize, node: usize) -> [IpNet; 2] {
+    let host = node + 1;
+    let texts = match lan {
+        0 => [format!("10.0.0.{host}/8"), format!("2001:db8::f:{host:x}/32")],
+        _ => [format!("172.16.0.{host}/12"), format!("2001:db9::f:{host:x}/32")],
+    };
+    texts.map(|own| own.parse().expect("address"))
 }
 
 /// The addresses of a node in the API: those on the first LAN.
-pub(super) fn node_addresses() -> Vec<IpAddr> {
-    own_addresses(0).iter().map(IpNet::addr).collect()
+pub(super) fn node_addresses(node: usize) -> Vec<IpAddr> {
+    own_addresses(0, node).iter().map(IpNet::addr).collect()
+}
+
+/// The frame with which the kernel of a node answers a request or a solicitation for an own address.
+pub(super) fn kernel_answer(lan: usize, node: usize, channel: Channel, frame: &[u8]) -> Option<Arc<[u8]>> {
+    let (mac, own) = (mac_on(lan, node), own_addresses(lan, node).map(|own| own.addr()));
+    let verdict = match channel {
+        Channel::Arp => arp::decide(frame, mac, |target| own.contains(&target.into())),
+        Channel::Ndp => ndp::decide(frame, mac, |target| own.contains(&target.into())),
+        Channel::Hello | Channel::HelloV6 => return None,
+    };
+    match verdict {
+        Verdict::Answer(bytes) => Some(bytes.into()),
+        _ => None,
+    }
 }
 
 pub(super) fn link_on(lan: usize, node: usize, name: &str) -> Link {
     let (index, mac) = (LINK + lan as u32, mac_on(lan, node));
-    Link { index, name: name.into(), mac, addresses: own_addresses(lan).into(), unusable: vec![], is_bridge: false }
+    Link {
+        index,
+        name: name.into(),
+        mac,
+        addresses: own_addresses(lan, node).into(),
+        unusable: vec![],
+        is_bridge: false,
+    }
 }

@@ -47,6 +47,8 @@ pub(super) struct Unread {
 
 /// A node, with or without a speaker.
 pub(super) struct Host {
+    /// Whether the node has power, so that its kernel answers for the node's own addresses.
+    pub has_power: bool,
     pub machine: Option<Machine>,
     pub starts: u64,
     /// The value of the node's monotonic clock when the world's clock is zero.
@@ -89,6 +91,7 @@ impl Host {
     pub fn new(clock: Duration, lans: usize) -> Self {
         let link = |lan| HostLink { name: format!("eth{lan}"), has_carrier: true, is_reported: true };
         Self {
+            has_power: true,
             machine: None,
             starts: 0,
             clock,
