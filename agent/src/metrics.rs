@@ -214,6 +214,7 @@ mod tests {
         let mut wire = speaker::Counters { late_max: Duration::from_millis(30), ..Default::default() };
         wire.arp.answered = 7;
         wire.dropped.forged = 3;
+        wire.silent_agents = 1;
         wire.takeovers.observe(Cause::Died, Duration::from_millis(140));
         channels.wire_counters.send_replace(wire);
         let mut kernel = dataplane::Counters { repairs: 2, ..Default::default() };
@@ -227,6 +228,7 @@ mod tests {
             "landfall_neighbour_answers_total{protocol=\"arp\"} 7",
             "landfall_hello_packets_dropped_total{reason=\"forged\"} 3",
             "landfall_hello_late_max_seconds 0.03",
+            "landfall_silent_agents 1",
             "landfall_hello_keys 1",
             "landfall_takeover_silence_seconds_bucket{le=\"0.1\",cause=\"died\"} 0",
             "landfall_takeover_silence_seconds_bucket{le=\"0.15\",cause=\"died\"} 1",

@@ -56,6 +56,8 @@ pub(super) fn encode_hellos(counters: &speaker::Counters, to: &mut Exposition<'_
     let values = values.map(|(reason, value)| ([("reason", reason)], value));
     to.counters("hello_packets_dropped", "Rejected packets of other nodes, by reason", values)?;
     to.counter("peers_lost", "How often a node became silent on a link", counters.peers_lost)?;
+    let help = "Nodes whose agent is silent while their kernel answers: they get new connections";
+    to.gauge("silent_agents", help, usize::try_from(counters.silent_agents).unwrap_or(usize::MAX))?;
     let help = "Pauses of the agent that were longer than an interval between Hellos";
     to.counter("hello_sleeps", help, counters.stalls)?;
     to.seconds_gauge("hello_late_max", "Greatest delay of the agent since it started", counters.late_max)
