@@ -142,20 +142,14 @@ async fn thawed_agent_claims_nothing_of_its_successor(scene: &Scene<'_>) -> Resu
         ensure!(announcer == successor, "{announcer} announces {address}, and not {successor}");
         let run = traffic.stop()?;
         run.print("freeze of the announcing agent");
-        check_dead_agent(world, &run, &owner).await
+        Ok(check_dead_agent(&run))
     });
     verdict.await?.into_result()
 }
 
-/// The verdict on the load while the agent on a node was dead, and its kernel was not.
-async fn check_dead_agent(world: &World, run: &TrafficRun, node: &str) -> Result<Verdict> {
-    let pod = pod_on(world, node).await?;
-    let verdict = clients::check(run, TAKEOVER, |server| server == pod, Vec::new());
-    if verdict == Verdict::Passed {
-        let defect = "peers take a dead agent for a dead node, and send connections of its pods elsewhere";
-        run.expect_broken_flows(|server| server == pod, defect)?;
-    }
-    Ok(verdict)
+/// The verdict on the load while the agent on the announcing node was dead, and its kernel was not.
+fn check_dead_agent(run: &TrafficRun) -> Verdict {
+    clients::check(run, TAKEOVER, |_| false, Vec::new())
 }
 
 /// The pod on a node.
@@ -249,7 +243,7 @@ async fn open_connections_survive_an_agent_without_memory(scene: &Scene<'_>) -> 
         tokio::time::sleep(Duration::from_secs(1)).await;
         let run = traffic.stop()?;
         run.print("OOM kill of the announcing agent");
-        check_dead_agent(world, &run, &owner).await
+        Ok(check_dead_agent(&run))
     });
     verdict.await?.into_result()
 }
