@@ -40,7 +40,7 @@ pub(crate) struct Allocation {
     pub(crate) refusal: Option<Refusal>,
     /// An optional family without an address, and the reason.
     pub(crate) missing_family: Option<(Family, Refusal)>,
-    /// Whether the decision depends on a write that is still in flight.
+    /// Whether the decision depends on a write that is still in flight, or on a namespace that is not observed yet.
     pub(crate) is_blocked: bool,
 }
 
@@ -73,7 +73,7 @@ pub(crate) enum Kept {
 /// Why an address is unavailable.
 pub(crate) enum Unavailable {
     Refused(Refusal),
-    /// It depends on a write that is still in flight.
+    /// It depends on a write that is still in flight, or on a namespace that is not observed yet.
     Blocked,
 }
 
@@ -97,7 +97,7 @@ pub(crate) struct Search<'a> {
     targets: Vec<Option<Target>>,
     /// Addresses that the Service holds and would release.
     spare: Vec<IpAddr>,
-    now: Timestamp,
+    pub(crate) now: Timestamp,
 }
 
 impl Search<'_> {
@@ -150,6 +150,13 @@ impl ClusterIndex {
             Err(Unavailable::Refused(refusal)) => return refused_allocation(service, held, refusal),
             Err(Unavailable::Blocked) => true,
         };
+        if !search.empty_slots().is_empty() && self.lacks_namespace(&request, service) {
+            if !self.awaits_namespace(service, now) {
+                let refusal = Refusal::NamespaceUnknown(service.key.namespace.to_string());
+                return refused_allocation(service, held, refusal);
+            }
+            is_blocked = true;
+        }
         let pools = self.pools_for(service, &request);
         if let Ok(pools) = &pools {
             is_blocked |= self.fill_known(&mut search, pools).is_err();
@@ -291,6 +298,14 @@ impl ClusterIndex {
         };
         let pool = self.pools.get(name).ok_or_else(|| Refusal::PoolNotFound(name.to_owned()))?;
         self.check_pool(pool, service).map(|()| vec![pool.index])
+    }
+
+    /// Whether labels of the namespace decide from which pools a Service may get any address, and are unknown.
+    fn lacks_namespace(&self, request: &AddressRequest<'_>, service: &Service) -> bool {
+        match request.pool {
+            Some(name) => self.pools.get(name).is_some_and(|pool| self.lacks_namespace_for(pool, service)),
+            None => self.pools.automatic().any(|pool| self.lacks_namespace_for(pool, service)),
+        }
     }
 
     /// Returns why a Service cannot get addresses of this pool.

@@ -25,6 +25,11 @@ fn in_use(lb_ip: IpAddr, by: InUse) -> Unavailable {
 impl ClusterIndex {
     /// How a Service acquires this address, or why it cannot.
     pub(super) fn obtain(&mut self, search: &Search<'_>, lb_ip: IpAddr) -> Result<Acquisition, Unavailable> {
+        if self.pools.pool_of(lb_ip).is_some_and(|pool| self.lacks_namespace_for(pool, search.service)) {
+            let namespace = search.service.key.namespace.to_string();
+            let waits = self.awaits_namespace(search.service, search.now);
+            return Err(if waits { Unavailable::Blocked } else { Refusal::NamespaceUnknown(namespace).into() });
+        }
         self.check_assignable(search, lb_ip)?;
         if self.unreadable.records.contains(&lb_ip) {
             return Err(in_use(lb_ip, InUse::Unknown));

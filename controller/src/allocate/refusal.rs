@@ -31,6 +31,8 @@ pub enum Refusal {
     PoolDraining(String),
     /// The namespace has reached its limit in this pool.
     NamespaceQuota(String),
+    /// Pools select namespaces by their labels, and the Namespace has not been observed.
+    NamespaceUnknown(String),
     InvalidRequest(String),
     /// The address is in no pool. With a pool: the Service requests this pool too, and the address is not in it.
     AddressNotInPool(IpAddr, Option<String>),
@@ -72,6 +74,7 @@ impl Refusal {
             Self::PoolNotAllowed(_) => RefusalReason::PoolNotAllowed,
             Self::PoolDraining(_) => RefusalReason::PoolDraining,
             Self::NamespaceQuota(_) => RefusalReason::NamespaceQuota,
+            Self::NamespaceUnknown(_) => RefusalReason::NamespaceUnknown,
             Self::InvalidRequest(_) => RefusalReason::InvalidRequest,
             Self::AddressNotInPool(..) => RefusalReason::AddressNotInPool,
             Self::AddressExcluded(..) => RefusalReason::AddressExcluded,
@@ -125,6 +128,12 @@ impl fmt::Display for Refusal {
                 f,
                 "this namespace has reached its limit of addresses in IPAddressPool {pool}: release an address of \
                  another Service, or raise spec.maxPerNamespace of the pool"
+            ),
+            Self::NamespaceUnknown(namespace) => write!(
+                f,
+                "an IPAddressPool selects namespaces by their labels, and the controller has not received Namespace \
+                 {namespace} from the API server: see the log of the controller, and whether it may list and watch \
+                 Namespaces"
             ),
             Self::InvalidRequest(text) => f.write_str(text),
             Self::AddressNotInPool(lb_ip, None) => {

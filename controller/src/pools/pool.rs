@@ -219,6 +219,11 @@ impl Pool {
         self.selector.as_ref().is_none_or(|selector| selector.admits(namespace, namespace_labels, service_labels))
     }
 
+    /// Whether the labels of this namespace decide if the pool admits a Service with these labels.
+    pub(crate) fn needs_namespace_labels(&self, namespace: &str, service_labels: &Labels) -> bool {
+        self.selector.as_ref().is_some_and(|selector| selector.needs_namespace_labels(namespace, service_labels))
+    }
+
     /// Whether it has addresses of that family, free or not.
     pub fn has_family(&self, family: Family) -> bool {
         self.ranges.iter().any(|range| family_of(*range) == family)

@@ -41,13 +41,26 @@ impl PoolSelector {
     /// Whether the pool admits a Service with these labels in this namespace. A namespace with unknown labels (`None`)
     /// is selected only by name.
     pub(crate) fn admits(&self, namespace: &str, namespace_labels: Option<&Labels>, service_labels: &Labels) -> bool {
-        let is_named = || self.namespaces.binary_search_by(|name| name.as_str().cmp(namespace)).is_ok();
+        let is_named = || self.names(namespace);
         let admits_namespace = match &self.namespace_selectors {
             None if self.namespaces.is_empty() => true,
             None => is_named(),
             Some(selectors) => is_named() || namespace_labels.is_some_and(|labels| match_any(selectors, labels)),
         };
-        admits_namespace && self.service_selectors.as_ref().is_none_or(|selectors| match_any(selectors, service_labels))
+        admits_namespace && self.admits_labels(service_labels)
+    }
+
+    /// Whether the labels of this namespace decide if the pool admits a Service with these labels.
+    pub(crate) fn needs_namespace_labels(&self, namespace: &str, service_labels: &Labels) -> bool {
+        self.namespace_selectors.is_some() && !self.names(namespace) && self.admits_labels(service_labels)
+    }
+
+    fn names(&self, namespace: &str) -> bool {
+        self.namespaces.binary_search_by(|name| name.as_str().cmp(namespace)).is_ok()
+    }
+
+    fn admits_labels(&self, service_labels: &Labels) -> bool {
+        self.service_selectors.as_ref().is_none_or(|selectors| match_any(selectors, service_labels))
     }
 }
 

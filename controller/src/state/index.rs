@@ -9,7 +9,7 @@
 //! | a Service that shares | also the other holders of its records, and the waiting Services |
 //! | a record | the record, its holders before and now, and the Services that request its address |
 //! | space becomes free, or none is left in a pool or a quota | the waiting Services |
-//! | labels of a namespace | its Services |
+//! | labels of a namespace, or the end of the wait for it | its Services |
 //! | pools, addresses of nodes and gateways | everything; if only the status of a pool differs, that pool |
 //! | the first NodeNetwork | everything |
 //! | the end of a series | its subject |
@@ -37,6 +37,7 @@ use crate::pools::occupied::Occupied;
 use crate::state::record::{holder_keys, holds};
 use relation::Relation;
 
+mod namespaces;
 mod promises;
 mod relation;
 mod unannounced;
@@ -55,6 +56,8 @@ pub struct ClusterIndex {
     pub(crate) objects: Cluster,
     pub(crate) unreadable: Unreadable,
     pub(crate) namespaces: BTreeMap<String, Arc<Namespace>>,
+    /// The namespaces that are not observed, and whose labels decide about a Service.
+    awaited_namespaces: BTreeMap<String, NamespaceWait>,
     pool_objects: BTreeMap<String, Arc<IPAddressPool>>,
     pub(crate) networks: BTreeMap<String, Arc<NodeAddresses>>,
     /// Whether EndpointSlices are watched. They cost memory.
@@ -124,6 +127,14 @@ pub(crate) struct Dirty {
     specs: bool,
     /// Whether addresses of nodes or gateways have changed, so that the occupied addresses must be collected again.
     occupied: bool,
+}
+
+/// The wait for a namespace that is not observed.
+#[derive(Debug)]
+struct NamespaceWait {
+    until: Timestamp,
+    /// Whether the Services of the namespace are refused.
+    is_over: bool,
 }
 
 /// How a Service leaves an address.

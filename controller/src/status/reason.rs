@@ -13,6 +13,7 @@ words! {
         FamilyMismatch,
         InvalidRequest,
         NamespaceQuota,
+        NamespaceUnknown,
         NoAutomaticPool,
         NoPool,
         PoolDraining,

@@ -1,6 +1,6 @@
 //! A controller in a live cluster, for tests: observations, writes and answers are late, lost and reordered at random.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -25,7 +25,8 @@ pub(crate) struct Live {
 
 impl Live {
     pub(crate) fn new(seed: u64) -> Self {
-        let (cluster, observed) = (ClusterIndex::new(true), Snapshot::default());
+        let cluster = ClusterIndex::new(true);
+        let observed = Snapshot { namespaces: BTreeMap::new(), ..Snapshot::default() };
         Self { cluster, observed, queue: Vec::new(), in_flight: Vec::new(), seed }
     }
 
@@ -48,7 +49,8 @@ impl Live {
         objects.extend(of_kind(1, names(keys(truth), keys(&self.observed))));
         let keys = |s: &Snapshot| s.records.keys().chain(&s.unreadable.records).map(ToString::to_string).collect();
         objects.extend(of_kind(2, names(keys(truth), keys(&self.observed))));
-        objects.extend([(3, "n1".to_owned()), (4, "n1".to_owned()), (5, "other".to_owned())]);
+        objects.extend([(3, "n1".to_owned()), (4, "n1".to_owned())]);
+        objects.extend(of_kind(5, truth.namespaces.keys().cloned().collect()));
         while !objects.is_empty() {
             let (kind, name) = objects.swap_remove(self.roll(objects.len()));
             if all || self.roll(3) > 0 {
@@ -60,8 +62,8 @@ impl Live {
     fn observe_object(&mut self, kind: u8, name: &str, world: &World, now: jiff::Timestamp) {
         let (truth, cluster, observed) = (&world.snapshot, &mut self.cluster, &mut self.observed);
         fn follow<K: Ord + Clone, V: PartialEq>(
-            from: &std::collections::BTreeMap<K, Arc<V>>,
-            to: &mut std::collections::BTreeMap<K, Arc<V>>,
+            from: &BTreeMap<K, Arc<V>>,
+            to: &mut BTreeMap<K, Arc<V>>,
             key: &K,
         ) -> Option<Option<Arc<V>>> {
             let new = from.get(key).cloned();

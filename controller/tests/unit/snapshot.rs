@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::{IPAddressPool, Key, Namespace, Node, NodeAddresses, Record, Service};
+use crds::{IPAddressPool, Key, Labels, Namespace, Node, NodeAddresses, Record, Service};
 use jiff::Timestamp;
 
 use crate::plan::Plan;
@@ -29,15 +29,19 @@ pub(crate) struct Snapshot {
 }
 
 impl Default for Snapshot {
-    /// An empty cluster in 1970, with Landfall as the default provider.
+    /// A cluster in 1970 that contains only the namespaces of these tests. Landfall is the default provider.
     fn default() -> Self {
+        let namespace = |name: &str| {
+            let namespace = Namespace { name: name.into(), labels: Labels::default() };
+            (name.to_owned(), Arc::new(namespace))
+        };
         Self {
             pools: BTreeMap::new(),
             services: BTreeMap::new(),
             records: BTreeMap::new(),
             nodes: BTreeMap::new(),
             networks: BTreeMap::new(),
-            namespaces: BTreeMap::new(),
+            namespaces: ["default", "other"].map(namespace).into(),
             unreadable: Unreadable::default(),
             default_class: true,
             now: Timestamp::UNIX_EPOCH,

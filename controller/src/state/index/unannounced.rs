@@ -70,7 +70,7 @@ impl ClusterIndex {
     /// When the next deadline makes a key dirty.
     pub fn next_deadline(&self) -> Option<Timestamp> {
         let grace = self.graces.first().map(|(until, _)| *until);
-        grace.into_iter().chain(self.quarantined.values().copied()).min()
+        grace.into_iter().chain(self.next_namespace_deadline()).chain(self.quarantined.values().copied()).min()
     }
 
     /// Marks the keys whose deadline has passed.
@@ -84,5 +84,6 @@ impl ClusterIndex {
         }
         let ended = self.quarantined.extract_if(.., |_, until| *until <= now).map(|(lb_ip, _)| lb_ip);
         self.dirty.records.extend(ended);
+        self.end_namespace_waits(now);
     }
 }

@@ -53,6 +53,7 @@ impl ClusterIndex {
 
     pub fn set_namespace(&mut self, name: &str, namespace: Option<Arc<Namespace>>) {
         let old = replace(&mut self.namespaces, name, namespace.clone());
+        self.awaited_namespaces.remove(name);
         if old.map(|old| old.labels.clone()) != namespace.map(|new| new.labels.clone()) {
             let following = self.objects.services().iter_from(&Key::new(name, "")).map(|(key, _)| key);
             self.dirty.services.extend(following.take_while(|key| key.namespace == name).cloned());

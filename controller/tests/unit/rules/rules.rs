@@ -1,7 +1,7 @@
 //! Plans for single features of requests and pools. Random histories are in [`crate::history`].
 
 use super::*;
-use crate::fixtures::{at_second, ip, node, pool, request_for, request_of, service};
+use crate::fixtures::{at_second, ip, node, pool, record, request_for, request_of, service};
 use crate::snapshot::plan;
 use crate::world::{ServiceView, World, shows};
 use crds::ip_address_pool::AddressRange;
@@ -16,6 +16,7 @@ use std::net::IpAddr;
 mod changes;
 mod families;
 mod finalizer;
+mod namespaces;
 mod pools;
 mod sharing;
 
