@@ -11,7 +11,7 @@
 //! An eighth task watches EndpointSlices, once a condition needs them.
 //!
 //! One of several controllers leads: the lease holder. The others only watch, so the next lease holder knows the
-//! cluster from the start. A controller that loses the Lease drops the series in flight, and waits until it leads
+//! cluster and the cool-downs from the start. A controller that loses the Lease drops the series in flight, and waits until it leads
 //! again.
 //!
 //! A plan depends only on the observed state, and covers everything that has changed. Series of different subjects run
@@ -200,6 +200,9 @@ impl Controller {
         // A controller that does not lead does this too: cool-downs start when a release is observed.
         self.is_synced = self.is_changed && self.drain_stores();
         let Some(worker) = &mut self.worker else {
+            if self.is_synced {
+                self.cluster.stand_by(Timestamp::now());
+            }
             self.is_changed = false;
             return;
         };

@@ -13,6 +13,7 @@
 //! | pools, addresses of nodes and gateways | everything; if only the status of a pool differs, that pool |
 //! | the first NodeNetwork | everything |
 //! | the end of a series | its subject |
+//! | the controller becomes the lease holder, or no longer is | everything |
 //! | announcers or conflicts of an address, or the existence of a node that they name | the holders of the address |
 //! | advertisements, endpoints, nodes, pools | the Services with an unannounced address |
 //! | the grace period of an unannounced address ends | its holders |
@@ -256,16 +257,35 @@ impl ClusterIndex {
         self.moving.remove(key);
     }
 
-    /// Forgets all planned and started series, so that their subjects are planned again.
+    /// Forgets all decisions and all planned and started series, so that everything is planned again.
     pub fn start_over(&mut self, now: Timestamp) {
-        let busy = std::mem::take(&mut self.busy).into_keys();
-        for subject in std::mem::take(&mut self.pending).into_iter().chain(busy) {
-            self.dirty.add(subject);
-        }
+        self.forget_decisions(now);
+        self.dirty.all = true;
+        self.dirty.records.extend(self.objects.records().keys().chain(&self.unreadable.records));
+        self.dirty.pools.extend(self.pool_objects.keys().cloned());
+    }
+
+    /// What a controller does in place of a plan while it does not lead. It needs the pools, because a cool-down lasts
+    /// as long as the pool of the address specifies. It keeps no dirty keys, because their number would have no bound:
+    /// [`Self::start_over`] marks everything as dirty when it leads.
+    pub fn stand_by(&mut self, now: Timestamp) {
+        self.forget_decisions(now);
+        self.rebuild_pools(now);
+        self.dirty = Dirty::default();
+    }
+
+    fn forget_decisions(&mut self, now: Timestamp) {
+        self.busy.clear();
+        self.pending.clear();
         for key in self.promised.keys().cloned().collect::<Vec<_>>() {
             self.break_promises(&key, now);
-            self.dirty.services.insert(key);
         }
+        self.departures.clear();
+        self.waiting.clear();
+        self.moving.clear();
+        self.unannounced.clear();
+        self.graces.clear();
+        self.awaited_namespaces.clear();
     }
 
     /// Marks a series as started. Until it ends, nothing is planned for its subject and its addresses.

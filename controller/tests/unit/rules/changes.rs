@@ -18,7 +18,7 @@ fn new_generation_updates_the_condition_without_an_event() {
 
 /// Copies all changes into the index, then plans and applies effects until a plan is empty. Returns the subjects of
 /// each plan.
-fn follow(cluster: &mut ClusterIndex, world: &mut World) -> Vec<Vec<String>> {
+pub(super) fn follow(cluster: &mut ClusterIndex, world: &mut World) -> Vec<Vec<String>> {
     let mut plans = Vec::new();
     loop {
         let snapshot = world.snapshot.clone();

@@ -19,6 +19,7 @@ mod finalizer;
 mod namespaces;
 mod pools;
 mod sharing;
+mod standby;
 
 fn edit_pool(mut pool: Arc<IPAddressPool>, edit: impl FnOnce(&mut crds::IPAddressPoolSpec)) -> Arc<IPAddressPool> {
     edit(&mut Arc::make_mut(&mut pool).spec);
