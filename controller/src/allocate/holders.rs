@@ -3,7 +3,8 @@
 //! A record, and the decisions about the Services that it names or is promised to → the new holders of the record. All
 //! changes are one write. It is conditional on the version that was read, so it never overwrites a concurrent join or
 //! departure. Only the deletion of a record that no other Service can join ignores the version. If a record has the
-//! same single holder from creation to deletion, only the series of that Service writes it while the Service exists.
+//! same single holder from creation to deletion, only the series of that Service writes it while the Service exists,
+//! except that its pool may change.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -62,22 +63,32 @@ impl ClusterIndex {
             None => record.sharing_key.clone(),
         };
         let is_first = record.holders.is_empty() && !holders.is_empty();
-        let pool = self.pools.pool_of(lb_ip).map(|pool| InternedStr::from(pool.name()));
-        let pool = pool.filter(|pool| is_first && *pool != record.pool);
+        let pool = self.changed_pool(&record).filter(|_| !holders.is_empty()).map(InternedStr::from);
         let becomes_reservation = is_first && record.reservation.is_none();
-        if holders == record.holders && sharing_key == record.sharing_key && pool.is_none() {
+        let is_of_pool = holders == record.holders && sharing_key == record.sharing_key;
+        if is_of_pool && pool.is_none() {
             return None;
         }
-        let patch = RecordPatch { holders, sharing_key, pool, becomes_reservation, ..RecordPatch::new(&record) };
+        let patch =
+            RecordPatch { holders, sharing_key, pool, is_of_pool, becomes_reservation, ..RecordPatch::new(&record) };
         Some(Effect::PatchRecord(patch))
     }
 
-    /// Fast path for nearly all records: whether the record has a single holder, which does not share and stays.
+    /// The pool of an address, if its record names another one. Agents select advertisements by the pool in the record.
+    /// An address without a pool keeps the name of its last one.
+    pub(crate) fn changed_pool(&self, record: &Record) -> Option<&str> {
+        let pool = self.pools.pool_of(record.address)?.name();
+        (*pool != *record.pool).then_some(pool)
+    }
+
+    /// Fast path for nearly all records: whether the record names its pool and a single holder, which does not share
+    /// and stays.
     fn is_unchanged(&self, record: &Record) -> bool {
         let [holder] = record.holders.as_slice() else { return false };
         let key = holder.service();
         let may_change = !is_exclusive(record)
             || holder.terms.is_some()
+            || self.changed_pool(record).is_some()
             || self.departure(&key, record.address).is_some()
             || self.promises.contains(&record.address);
         let service = self.objects.services().get(&key);

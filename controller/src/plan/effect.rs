@@ -39,9 +39,13 @@ pub struct Series {
 }
 
 impl Series {
-    /// Whether it only writes conditions about the network. All other series start first.
+    /// Whether it only writes conditions about the network, or the new pool of a record. All other series start first.
     pub fn is_deferrable(&self) -> bool {
-        matches!(self.effects.first(), Some(Effect::PatchConditions(_)))
+        match self.effects.first() {
+            Some(Effect::PatchConditions(_)) => true,
+            Some(Effect::PatchRecord(patch)) => patch.is_of_pool,
+            _ => false,
+        }
     }
 }
 
@@ -95,6 +99,8 @@ pub struct RecordPatch {
     pub sharing_key: Option<InternedStr>,
     /// `None`: unchanged.
     pub pool: Option<InternedStr>,
+    /// Whether only the pool changes.
+    pub is_of_pool: bool,
     /// Whether to mark the record as a reservation (`spec.reservation: {}`). A record without holders is a reservation
     /// even without the mark. With its first holder, it needs the mark.
     pub becomes_reservation: bool,
@@ -185,6 +191,7 @@ impl RecordPatch {
             holders: Vec::new(),
             sharing_key: None,
             pool: None,
+            is_of_pool: false,
             becomes_reservation: false,
             quarantine: None,
         }
@@ -256,6 +263,7 @@ mod tests {
             holders: vec![],
             sharing_key: None,
             pool: None,
+            is_of_pool: false,
             becomes_reservation: false,
             quarantine: None,
         };

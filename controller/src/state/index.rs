@@ -182,6 +182,9 @@ impl ClusterIndex {
         }
         self.dirty.all = true;
         self.dirty.pools.extend(self.pool_objects.keys().cloned());
+        let moved = self.objects.records().values().filter(|record| self.changed_pool(record).is_some());
+        let moved: Vec<_> = moved.map(|record| record.address).collect();
+        self.dirty.records.extend(moved);
     }
 
     fn is_used(&self, lb_ip: IpAddr) -> bool {

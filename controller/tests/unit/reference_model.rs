@@ -196,6 +196,9 @@ impl<'a> Model<'a> {
             }
             let is_own = record.uid.starts_with("record") && record.quarantine.is_none();
             prop_assert!(!record.holders.is_empty() || !is_own, "{address} has no holder");
+            if let Some((pool, _)) = self.owners.get(address).filter(|_| !record.holders.is_empty()) {
+                prop_assert_eq!(&*record.pool, name(pool), "{} names another pool", address);
+            }
             let mut sharing = Vec::new();
             for holder in &record.holders {
                 let key = Key::new(&holder.namespace, &holder.name);

@@ -115,3 +115,37 @@ fn node_with_the_address_of_a_service_is_reported() {
     let events: Vec<_> = world.events.iter().map(|event| (event.reason, event.is_warning)).collect();
     assert_eq!(events, [("IPAllocated", false), ("NodeHasAddress", true)]);
 }
+
+#[test]
+fn record_names_the_pool_that_its_address_belongs_to() {
+    let range = ["192.0.2.10"];
+    let mut world = World::new([pool("a", 3, &range)], [service("web", 1)]);
+    world.settle();
+    let mut cluster = ClusterIndex::from_snapshot(&world.snapshot);
+    cluster.plan(at_second(1));
+    let b = pool("b", 4, &range);
+    let older = pool("older", 2, &range);
+    // A pool is renamed, and an older pool takes its address over. Without a pool, the record keeps the last name.
+    for (name, object, expected) in [
+        ("a", None, ("a", "True PoolGone")),
+        ("b", Some(b), ("b", "True Allocated")),
+        ("older", Some(older), ("older", "True Allocated")),
+    ] {
+        cluster.set_pool(name, object.clone());
+        match object {
+            Some(object) => set_pool(&mut world, object),
+            None => drop(world.snapshot.pools.remove(name)),
+        }
+        let patch = |series: &Series| match series.effects.first() {
+            Some(Effect::PatchRecord(patch)) => patch.pool.as_deref().map(str::to_owned),
+            _ => None,
+        };
+        let planned: Vec<_> = cluster.plan(at_second(2)).series.iter().filter_map(patch).collect();
+        let is_moved = world.snapshot.records[&ip("192.0.2.10")].pool != expected.0;
+        assert_eq!(planned, if is_moved { vec![expected.0] } else { vec![] }, "{name}");
+        world.settle();
+        let record = world.snapshot.records[&ip("192.0.2.10")].clone();
+        assert_eq!((&*record.pool, &*reason(&world, "web")), expected, "{name}");
+        cluster.set_record(record.address, Some(record), false, at_second(2));
+    }
+}
