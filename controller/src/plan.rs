@@ -26,12 +26,14 @@
 
 use std::sync::Arc;
 
+use crds::service::Family;
 use crds::{Key, Record, Service};
 use jiff::Timestamp;
 
 use crate::allocate::allocation::{Acquisition, Allocation, Kept};
-use crate::allocate::request::Rank;
+use crate::allocate::request::{Rank, families};
 use crate::plan::effect::{Effect, Series, Subject};
+use crate::pools::intervals::FAMILIES;
 use crate::state::index::{ClusterIndex, Departure, Dirty, set_member};
 use crate::state::record::is_exclusive;
 use crate::status::allocated::shows_address;
@@ -124,12 +126,12 @@ impl ClusterIndex {
 
     /// Takes the dirty Services that are not busy, and breaks the promises to them.
     fn take_dirty_services(&mut self, plan: &mut Plan, now: Timestamp) -> Vec<Arc<Service>> {
-        let Dirty { all, waiting, services, .. } = &mut self.dirty;
-        let (all, mut waiting, keys) = (std::mem::take(all), std::mem::take(waiting), std::mem::take(services));
+        let Dirty { all, services, .. } = &mut self.dirty;
+        let (all, mut keys) = (std::mem::take(all), std::mem::take(services));
         let mut taken = Vec::new();
         for key in &keys {
             if !all || !self.objects.services().contains_key(key) {
-                waiting |= self.take_service(key, plan, &mut taken, now);
+                self.take_service(key, plan, &mut taken, now);
             }
         }
         if all {
@@ -137,13 +139,16 @@ impl ClusterIndex {
             for service in unsettled.cloned().collect::<Vec<_>>() {
                 self.take_service(&service.key, plan, &mut taken, now);
             }
-        } else if waiting {
-            // A waiting Service may get the address of a broken promise.
-            for key in self.waiting.difference(&keys).cloned().collect::<Vec<_>>() {
-                self.take_service(&key, plan, &mut taken, now);
-            }
         }
-        taken
+        // Taking a Service breaks its promises, which wakes waiting Services.
+        loop {
+            let woken: Vec<_> = self.take_woken().into_iter().filter(|key| !all && !keys.contains(key)).collect();
+            if woken.is_empty() {
+                return taken;
+            }
+            woken.iter().for_each(|key| self.take_service(key, plan, &mut taken, now));
+            keys.extend(woken);
+        }
     }
 
     /// Services whose refusal is being written, with their rank. They keep their turn: an address that was freed
@@ -155,7 +160,7 @@ impl ClusterIndex {
         });
         let refused = busy.filter(|service| {
             let key = &service.key;
-            self.waiting.contains(key) && !self.promised.contains(key) && !self.unreadable.services.contains(key)
+            self.is_waiting(key) && !self.promised.contains(key) && !self.unreadable.services.contains(key)
         });
         let refused: Vec<_> = refused.filter(|service| self.may_hold_addresses(service)).cloned().collect();
         let rank = |service: Arc<Service>| match self.try_keep(&service) {
@@ -182,14 +187,14 @@ impl ClusterIndex {
         }
     }
 
-    /// Adds a Service to `taken`, unless it is busy or unreadable. Returns whether a promise to it was broken.
-    fn take_service(&mut self, key: &Key, plan: &mut Plan, taken: &mut Vec<Arc<Service>>, now: Timestamp) -> bool {
+    /// Adds a Service to `taken`, unless it is busy or unreadable. Breaks the promises to it.
+    fn take_service(&mut self, key: &Key, plan: &mut Plan, taken: &mut Vec<Arc<Service>>, now: Timestamp) {
         let subject = Subject::Service(key.clone());
         if self.is_busy(&subject) {
             self.dirty.services.insert(key.clone());
-            return false;
+            return;
         }
-        let had_promise = self.break_promises(key, now);
+        self.break_promises(key, now);
         match self.objects.services().get(key).cloned() {
             // The request of an unreadable Service is unknown: the Service keeps its addresses.
             Some(_) if self.unreadable.services.contains(key) => self.emit(plan, subject, Vec::new()),
@@ -199,7 +204,6 @@ impl ClusterIndex {
                 self.emit(plan, subject, Vec::new());
             }
         }
-        had_promise
     }
 
     /// Records an allocation in the index, for the decisions about other Services and about records.
@@ -213,13 +217,22 @@ impl ClusterIndex {
         }
         let moves = allocation.surplus.iter().any(|record| self.has_leavable_conflict(record));
         set_member(&mut self.moving, key, moves);
-        // A Service that joins a record waits too: the holders may change before it joins.
-        let waits = awaits_record(&allocation)
-            || allocation.refusal.is_some()
-            || allocation.missing_family.is_some()
-            || allocation.targets.iter().any(|target| self.would_leave(&allocation.service, target.lb_ip));
-        set_member(&mut self.waiting, key, waits);
+        self.set_waiting(key, &self.awaited_families(&allocation));
         allocation
+    }
+
+    /// The families of the addresses that a Service waits for.
+    fn awaited_families(&self, allocation: &Allocation) -> Vec<Family> {
+        let service = &allocation.service;
+        if allocation.targets.iter().any(|target| self.would_leave(service, target.lb_ip)) {
+            // The limit of addresses in quarantine counts both families.
+            FAMILIES.to_vec()
+        } else if awaits_record(allocation) || allocation.refusal.is_some() {
+            // A Service that joins a record waits too: the holders may change before it joins.
+            families(service).to_vec()
+        } else {
+            allocation.missing_family.iter().map(|(family, _)| *family).collect()
+        }
     }
 
     /// Adds a series to the plan. Without effects, it revokes the earlier series of the subject instead.

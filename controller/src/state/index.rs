@@ -6,9 +6,9 @@
 //! | change | dirty |
 //! |---|---|
 //! | a Service | the Service, its records, and the Services that request their addresses |
-//! | a Service that shares | also the other holders of its records, and the waiting Services |
+//! | a Service that shares | also the other holders of its records, and the waiting Services with its sharing key |
 //! | a record | the record, its holders before and now, and the Services that request its address |
-//! | space becomes free, or none is left in a pool or a quota | the waiting Services |
+//! | space becomes free, or none is left in a pool or a quota | the Services that wait for an address of its family |
 //! | labels of a namespace, or the end of the wait for it | its Services |
 //! | pools, addresses of nodes and gateways | everything; if only the status of a pool differs, that pool |
 //! | the first NodeNetwork | everything |
@@ -34,6 +34,7 @@ use crate::allocate::sharing::{self, HolderState, Standing};
 use crate::plan::effect::{Series, Subject};
 use crate::pools::Pools;
 use crate::pools::free::Free;
+use crate::pools::intervals::ByFamily;
 use crate::pools::occupied::Occupied;
 use crate::state::record::{holder_keys, holds};
 use relation::Relation;
@@ -43,6 +44,7 @@ mod promises;
 mod relation;
 mod unannounced;
 mod updates;
+mod waiting;
 
 /// A problem that keeps every node from announcing, with its fix: `the Secret .. is missing: create it`. Its text must
 /// be stable, because each change of it is a write for each Service.
@@ -87,8 +89,8 @@ pub struct ClusterIndex {
     promised_keys: HashMap<IpAddr, InternedStr>,
     /// By Service, the addresses that it will leave.
     departures: HashMap<Key, BTreeMap<IpAddr, Departure>>,
-    /// Services that lack an address they need.
-    pub(crate) waiting: BTreeSet<Key>,
+    /// By family, the Services that wait for an address of that family, needed or optional.
+    waiting: ByFamily<BTreeSet<Key>>,
     /// Addresses in quarantine, and when it ends.
     pub(crate) quarantined: BTreeMap<IpAddr, Timestamp>,
     /// Services that will leave an address that then goes into quarantine.
@@ -120,7 +122,10 @@ pub(crate) struct Unreadable {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Dirty {
     pub(crate) all: bool,
-    pub(crate) waiting: bool,
+    /// Whether an address of a family may be available now, or available to fewer Services.
+    pub(crate) waiting: ByFamily<bool>,
+    /// The sharing keys of changed Services, which others may share an address with now.
+    pub(crate) sharing_keys: BTreeSet<InternedStr>,
     pub(crate) services: BTreeSet<Key>,
     pub(crate) records: BTreeSet<IpAddr>,
     pub(crate) pools: BTreeSet<String>,
@@ -204,7 +209,7 @@ impl ClusterIndex {
         let is_pending = || !self.pending.is_empty() && self.pending.contains(&Subject::Service(key.clone()));
         !self.promised.contains(key)
             && !self.departures.contains_key(key)
-            && !self.waiting.contains(key)
+            && !self.is_waiting(key)
             && !self.unreadable.services.contains(key)
             && !is_pending()
     }
@@ -255,7 +260,7 @@ impl ClusterIndex {
     /// Forgets the needs of a Service that may not hold addresses.
     pub(crate) fn forget_needs(&mut self, key: &Key, now: Timestamp) {
         self.set_departures(key, BTreeMap::new());
-        self.waiting.remove(key);
+        self.set_waiting(key, &[]);
         self.set_unannounced(key, false, now);
         self.moving.remove(key);
     }
@@ -284,7 +289,7 @@ impl ClusterIndex {
             self.break_promises(&key, now);
         }
         self.departures.clear();
-        self.waiting.clear();
+        self.waiting = ByFamily::default();
         self.moving.clear();
         self.unannounced.clear();
         self.graces.clear();

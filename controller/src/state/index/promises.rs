@@ -10,6 +10,7 @@ use jiff::Timestamp;
 
 use super::ClusterIndex;
 use crate::allocate::sharing;
+use crate::pools::intervals::ByFamily;
 
 impl ClusterIndex {
     /// Counts one more Service of this namespace at this address.
@@ -17,8 +18,9 @@ impl ClusterIndex {
         let Some((usage, limit)) = self.quota_of(lb_ip, namespace) else { return };
         *usage.entry(lb_ip).or_default() += 1;
         // If the quota is used up, waiting Services may be refused because of the quota, and must report this reason.
-        let is_full = usage.len() >= limit;
-        self.dirty.waiting |= is_full;
+        if usage.len() >= limit {
+            self.wake_for_quota();
+        }
     }
 
     /// Counts one fewer Service of this namespace at this address.
@@ -28,7 +30,13 @@ impl ClusterIndex {
         *count = count.saturating_sub(1);
         if *count == 0 {
             usage.remove(&lb_ip);
+            self.wake_for_quota();
         }
+    }
+
+    /// Wakes all waiting Services: a quota counts addresses of both families.
+    fn wake_for_quota(&mut self) {
+        self.dirty.waiting = ByFamily { v4: true, v6: true };
     }
 
     /// The usage and the limit of a namespace in the pool of this address, if the pool has a limit.
@@ -41,8 +49,9 @@ impl ClusterIndex {
     /// Marks an address as used.
     pub(super) fn take(&mut self, lb_ip: IpAddr) {
         self.free.take(lb_ip);
-        if let Some(pool) = self.pools.pool_of(lb_ip) {
-            self.dirty.waiting |= self.free.counts(pool)[Family::from(lb_ip)].available() == 0;
+        let pool = self.pools.pool_of(lb_ip);
+        if pool.is_some_and(|pool| self.free.counts(pool)[Family::from(lb_ip)].available() == 0) {
+            self.wake_waiting(lb_ip);
         }
     }
 
@@ -68,11 +77,12 @@ impl ClusterIndex {
         }
     }
 
-    /// Breaks all promises to this Service. Returns whether there were any.
-    pub(crate) fn break_promises(&mut self, key: &Key, now: Timestamp) -> bool {
-        let lb_ips: Vec<_> = self.promised.get(key).copied().collect();
-        lb_ips.iter().for_each(|lb_ip| self.break_promise(*lb_ip, key, now));
-        !lb_ips.is_empty()
+    /// Breaks all promises to this Service. A waiting Service may get the address of a broken promise.
+    pub(crate) fn break_promises(&mut self, key: &Key, now: Timestamp) {
+        for lb_ip in self.promised.get(key).copied().collect::<Vec<_>>() {
+            self.break_promise(lb_ip, key, now);
+            self.wake_waiting(lb_ip);
+        }
     }
 
     pub(super) fn break_promise(&mut self, lb_ip: IpAddr, key: &Key, now: Timestamp) {

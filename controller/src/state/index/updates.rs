@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::{IPAddressPool, Key, Namespace, Node, NodeAddresses, PoolSettings, Record, Service};
+use crds::{IPAddressPool, InternedStr, Key, Namespace, Node, NodeAddresses, PoolSettings, Record, Service};
 use jiff::Timestamp;
 use model::cluster::Change;
 
@@ -79,7 +79,9 @@ impl ClusterIndex {
         if is_same {
             return;
         }
-        let shares = [&old, &service].into_iter().flatten().any(|service| sharing::key(service).is_some());
+        // Waiting Services may now be able to share an address with this one.
+        let keys = [&old, &service].into_iter().flatten().filter_map(|service| sharing::key(service));
+        self.dirty.sharing_keys.extend(keys.map(InternedStr::from));
         for lb_ip in self.objects.addresses_of(key) {
             self.dirty.records.insert(lb_ip);
             self.dirty.services.extend(self.requested.get(&lb_ip).cloned());
@@ -88,8 +90,6 @@ impl ClusterIndex {
                 self.dirty.services.extend(holder_keys(record));
             }
         }
-        // Waiting Services may now be able to share an address with this one.
-        self.dirty.waiting |= shares;
     }
 
     pub fn set_record(&mut self, lb_ip: IpAddr, record: Option<Arc<Record>>, is_unreadable: bool, now: Timestamp) {
@@ -130,7 +130,9 @@ impl ClusterIndex {
             self.dirty.services.extend(reserved_service(record));
         }
         self.dirty.services.extend(self.requested.get(&lb_ip).cloned());
-        self.dirty.waiting |= old.is_some() || was_unreadable || record.is_some_and(|new| new.sharing_key.is_some());
+        if old.is_some() || was_unreadable || record.is_some_and(|new| new.sharing_key.is_some()) {
+            self.wake_waiting(lb_ip);
+        }
     }
 
     /// Whether both versions have the same effect on the allocations of other Services.

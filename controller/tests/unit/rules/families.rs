@@ -60,3 +60,34 @@ fn named_addresses_are_assigned_together_or_not_at_all() {
     world.settle();
     assert_eq!((reason(&world, "web"), world.snapshot.records.len()), ("False AddressNotInPool".into(), 0));
 }
+
+#[test]
+fn service_that_lacks_an_optional_family_waits_only_for_it() {
+    let prefer = |n: i64| of_families(service(&format!("s{n}"), n), V4_V6, FamilyPolicy::PreferDualStack);
+    let mut world = World::new([pool("lan", 1, &["192.0.2.0-192.0.2.99"])], (1..=50).map(prefer));
+    let mut cluster = ClusterIndex::new(true);
+    super::changes::follow(&mut cluster, &mut world);
+    assert!(condition(&world, "s7").contains("without an IPv6 address"), "{}", condition(&world, "s7"));
+    for (released, expected) in [("192.0.2.99", 0), ("2001:db8::1", 50)] {
+        let (lb_ip, foreign) = record(released, "lan", &["gone"]);
+        cluster.set_record(lb_ip, Some(foreign), false, at_second(1));
+        cluster.take_dirty_services(&mut Plan::default(), at_second(1));
+        cluster.set_record(lb_ip, None, false, at_second(1));
+        let woken = cluster.take_dirty_services(&mut Plan::default(), at_second(1));
+        assert_eq!(woken.len(), expected, "{released}");
+    }
+}
+
+#[test]
+fn sharing_service_wakes_only_waiting_services_with_its_key() {
+    let waiting = |name: &str, key: &str| requesting(name, 5, |request| request.sharing_key = Some(key.into()));
+    let refused = [waiting("same", "k"), waiting("other", "l"), service("none", 5)];
+    let mut world = World::new([pool("lan", 1, &["192.0.2.1"])], [sharing("web", 1, 80)].into_iter().chain(refused));
+    world.edit("same", |service| service.ports = sharing("web", 1, 80).ports);
+    let mut cluster = ClusterIndex::new(true);
+    super::changes::follow(&mut cluster, &mut world);
+    world.edit("web", |service| service.ports[0].number = 443);
+    cluster.set_service(&World::key("web"), Some(Arc::new(world.service("web").clone())), false);
+    let woken = cluster.take_dirty_services(&mut Plan::default(), at_second(1));
+    assert_eq!(woken.iter().map(|service| &*service.key.name).collect::<Vec<_>>(), ["web", "same"]);
+}
