@@ -75,10 +75,23 @@ impl ClusterIndex {
     }
 
     /// The pool of an address, if its record names another one. Agents select advertisements by the pool in the record.
-    /// An address without a pool keeps the name of its last one.
+    /// An address without a pool keeps the name of its last one. So does an address whose holder may request that pool:
+    /// only the name shows that the request of the holder is met.
     pub(crate) fn changed_pool(&self, record: &Record) -> Option<&str> {
         let pool = self.pools.pool_of(record.address)?.name();
-        (*pool != *record.pool).then_some(pool)
+        let is_changed = *pool != *record.pool;
+        (is_changed && !record.holders.iter().any(|holder| self.may_request(holder, &record.pool))).then_some(pool)
+    }
+
+    /// Whether a holder requests this pool, or has a request that is invalid or unreadable now.
+    fn may_request(&self, holder: &Holder, pool: &str) -> bool {
+        let key = holder.service();
+        let service = self.objects.services().get(&key).filter(|service| service.uid == holder.uid);
+        let is_requested = |service: &Arc<Service>| match &service.request {
+            Ok(request) => request.pool.as_deref() == Some(pool),
+            Err(_) => true,
+        };
+        self.unreadable.services.contains(&key) || service.is_some_and(is_requested)
     }
 
     /// Fast path for nearly all records: whether the record names its pool and a single holder, which does not share

@@ -196,7 +196,16 @@ impl<'a> Model<'a> {
             }
             let is_own = record.uid.starts_with("record") && record.quarantine.is_none();
             prop_assert!(!record.holders.is_empty() || !is_own, "{address} has no holder");
-            if let Some((pool, _)) = self.owners.get(address).filter(|_| !record.holders.is_empty()) {
+            let may_request_pool = record.holders.iter().any(|holder| {
+                let key = Key::new(&holder.namespace, &holder.name);
+                let requests = |service: &Arc<Service>| {
+                    service.request.as_ref().map_or(true, |request| request.pool.as_deref() == Some(&*record.pool))
+                };
+                self.snapshot.unreadable.services.contains(&key)
+                    || self.service(&key, &holder.uid).is_some_and(requests)
+            });
+            let names_pool = !record.holders.is_empty() && !may_request_pool;
+            if let Some((pool, _)) = self.owners.get(address).filter(|_| names_pool) {
                 prop_assert_eq!(&*record.pool, name(pool), "{} names another pool", address);
             }
             let mut sharing = Vec::new();

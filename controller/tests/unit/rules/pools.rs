@@ -149,3 +149,21 @@ fn record_names_the_pool_that_its_address_belongs_to() {
         cluster.set_record(record.address, Some(record), false, at_second(2));
     }
 }
+
+#[test]
+fn service_keeps_the_address_of_a_requested_pool_that_another_takes_over() {
+    let web = requesting("web", 1, |request| request.pool = Some("a".into()));
+    let mut world = World::new([pool("a", 2, &["192.0.2.10-192.0.2.11"])], [web]);
+    world.settle();
+    set_pool(&mut world, pool("older", 1, &["192.0.2.10"]));
+    world.settle();
+    assert_eq!(world.view("web"), ServiceView::has("192.0.2.10", "older"));
+    world.snapshot.pools.remove("a");
+    world.settle();
+    assert_eq!(world.view("web"), ServiceView::has("192.0.2.10", "older"));
+    assert_eq!(&*world.snapshot.records[&ip("192.0.2.10")].pool, "a");
+    world.edit("web", |service| request_of(service).pool = None);
+    world.settle();
+    assert_eq!(world.view("web"), ServiceView::has("192.0.2.10", "older"));
+    assert_eq!(&*world.snapshot.records[&ip("192.0.2.10")].pool, "older");
+}
