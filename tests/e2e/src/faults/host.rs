@@ -147,10 +147,9 @@ impl World {
         Ok(())
     }
 
-    /// Powers off a node, deletes its Node object, and powers on another machine under its name, with this MAC address.
-    /// Returns when the machine is Ready.
+    /// Deletes the Node object of a node without power, and powers on another machine under its name, with this MAC
+    /// address. Returns when the machine is Ready.
     pub async fn replace_node(&self, node: &str, mac: MacAddr) -> Result<()> {
-        self.power_off(node)?;
         self.delete_node_object(node).await?;
         if let Some(observer) = self.observer() {
             observer.add_mac(node, mac);
