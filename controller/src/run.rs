@@ -11,8 +11,8 @@
 //! An eighth task watches EndpointSlices, once a condition needs them.
 //!
 //! One of several controllers leads: the lease holder. The others only watch, so the next lease holder knows the
-//! cluster and the cool-downs from the start. A controller that loses the Lease drops the series in flight, and waits until it leads
-//! again.
+//! cluster and the cool-downs from the start. A controller that loses the Lease drops the series in flight, and waits
+//! until it leads again.
 //!
 //! A plan depends only on the observed state, and covers everything that has changed. Series of different subjects run
 //! concurrently, so a slow write delays no other subject. At most one series of a subject is in flight. A planned

@@ -437,9 +437,9 @@ async fn replaced_node_gets_connections_again(scene: &Scene<'_>) -> Result<()> {
         let traffic = clients::start(world, address).await?;
         tokio::time::sleep(BEFORE).await;
         world.power_off(&owner)?;
-        // The next announcer remembers each connection at its next request. TODO(correctness): connections that are silent
-        // until the endpoints change can move to another node, and are reset. A table for one node less has another node
-        // for 3 to 6 % of the slots that the others had.
+        // The next announcer remembers each connection at its next request.
+        // TODO(correctness): a connection that is silent until the endpoints change can move to another node, and is
+        // reset. In a table for one node less, 3 to 6 % of the slots of the other nodes have another node.
         tokio::time::sleep(BEFORE).await;
         world.replace_node(&owner, format!("02:00:00:00:99:{number:02x}").parse()?).await?;
         world.wait_until_installed().await?;
