@@ -28,18 +28,31 @@ fn ever_dead(world: &World) -> BTreeSet<&str> {
     dead.collect()
 }
 
+/// A settled world at any time between two Hellos, and the node that a fault hits.
+fn world_before_fault(seed: u64) -> (World, usize) {
+    let nodes = 3 + seed as usize % 4;
+    let mut world = settled_world(seed, nodes, 5);
+    let victim = world.random.next_below(nodes);
+    let pause = world.random.time(Duration::ZERO, INTERVAL);
+    world.advance(pause);
+    (world, victim)
+}
+
+/// Cuts the power of a node. It must be dead to all others in time. Returns the dead nodes as each of them sees them.
+fn crash_until_dead(world: &mut World, victim: usize) -> Vec<BTreeSet<String>> {
+    world.crash(victim);
+    let gone = vec![BTreeSet::from([name(victim)]); world.nodes() - 1];
+    let took = world.advance_until(ms(1000), |world| dead_by_node(world) == gone).expect("it is dead to all");
+    assert!(took <= WINDOW + INTERVAL, "{took:?}");
+    gone
+}
+
 #[test]
 fn crashed_node_is_dead_to_all_until_heard_again() {
     seeds(40, |seed| {
-        let nodes = 3 + seed as usize % 4;
-        let mut world = settled_world(seed, nodes, 5);
-        let victim = world.random.next_below(nodes);
-        let pause = world.random.time(Duration::ZERO, INTERVAL);
-        world.advance(pause);
-        world.crash(victim);
-        let gone = vec![BTreeSet::from([name(victim)]); nodes - 1];
-        let took = world.advance_until(ms(1000), |world| dead_by_node(world) == gone).expect("it is dead to all");
-        assert!(took <= WINDOW + INTERVAL, "{took:?}");
+        let (mut world, victim) = world_before_fault(seed);
+        let nodes = world.nodes();
+        let gone = crash_until_dead(&mut world, victim);
         world.advance(Duration::from_secs(20));
         assert_eq!(dead_by_node(&world), gone);
         world.start(victim);

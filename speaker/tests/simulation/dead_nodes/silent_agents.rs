@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use speaker::metrics::Event;
 
-use super::{dead_by_node, ever_dead, none_dead};
+use super::{crash_until_dead, dead_by_node, ever_dead, none_dead, world_before_fault};
 use crate::exploration::TWO_ANNOUNCERS;
 use crate::world::{INTERVAL, Network, WINDOW, World, frame_of_other_host, lb_ip, name};
 use crate::{SETTLING_TIME, check, ms, seeds, settled_world};
@@ -29,11 +29,8 @@ fn wait_until_taken_over(world: &mut World, victim: usize) -> Duration {
 #[test]
 fn node_with_a_silent_agent_is_not_dead_until_it_loses_power() {
     seeds(40, |seed| {
-        let nodes = 3 + seed as usize % 4;
-        let mut world = settled_world(seed, nodes, 5);
-        let victim = world.random.next_below(nodes);
-        let pause = world.random.time(Duration::ZERO, INTERVAL);
-        world.advance(pause);
+        let (mut world, victim) = world_before_fault(seed);
+        let nodes = world.nodes();
         let frozen = seed % 2 == 0;
         if frozen {
             world.suspend(victim, Duration::from_secs(3600));
@@ -55,10 +52,7 @@ fn node_with_a_silent_agent_is_not_dead_until_it_loses_power() {
         // Each of the others sends as many solicitations as the agent would have sent Hellos.
         let limit = (nodes as u64 - 1) * (60_000 / INTERVAL.as_millis() as u64 + 20);
         assert!(world.solicitation_count <= limit, "{} solicitations", world.solicitation_count);
-        world.crash(victim);
-        let gone = vec![BTreeSet::from([name(victim)]); nodes - 1];
-        let took = world.advance_until(ms(1000), |world| dead_by_node(world) == gone).expect("it is dead to all");
-        assert!(took <= WINDOW + INTERVAL, "{took:?}");
+        let gone = crash_until_dead(&mut world, victim);
         let sent = world.solicitation_count;
         world.advance(Duration::from_secs(60));
         assert!(world.solicitation_count <= sent + 30 * (nodes as u64 - 1), "solicitations of a dead node end");
