@@ -65,12 +65,18 @@ impl ClusterIndex {
         let is_first = record.holders.is_empty() && !holders.is_empty();
         let pool = self.changed_pool(&record).filter(|_| !holders.is_empty()).map(InternedStr::from);
         let becomes_reservation = is_first && record.reservation.is_none();
-        let is_of_pool = holders == record.holders && sharing_key == record.sharing_key;
-        if is_of_pool && pool.is_none() {
+        let keeps_holders = holders == record.holders && sharing_key == record.sharing_key;
+        if keeps_holders && pool.is_none() {
             return None;
         }
-        let patch =
-            RecordPatch { holders, sharing_key, pool, is_of_pool, becomes_reservation, ..RecordPatch::new(&record) };
+        let patch = RecordPatch {
+            holders,
+            sharing_key,
+            pool,
+            changes_only_pool: keeps_holders,
+            becomes_reservation,
+            ..RecordPatch::new(&record)
+        };
         Some(Effect::PatchRecord(patch))
     }
 

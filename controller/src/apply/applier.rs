@@ -365,7 +365,7 @@ mod tests {
             holders: vec![holder("web"), holder("other")],
             sharing_key: Some("k".into()),
             pool: None,
-            is_of_pool: false,
+            changes_only_pool: false,
             becomes_reservation: false,
             quarantine: None,
         })

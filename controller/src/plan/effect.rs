@@ -43,7 +43,7 @@ impl Series {
     pub fn is_deferrable(&self) -> bool {
         match self.effects.first() {
             Some(Effect::PatchConditions(_)) => true,
-            Some(Effect::PatchRecord(patch)) => patch.is_of_pool,
+            Some(Effect::PatchRecord(patch)) => patch.changes_only_pool,
             _ => false,
         }
     }
@@ -100,7 +100,7 @@ pub struct RecordPatch {
     /// `None`: unchanged.
     pub pool: Option<InternedStr>,
     /// Whether only the pool changes.
-    pub is_of_pool: bool,
+    pub changes_only_pool: bool,
     /// Whether to mark the record as a reservation (`spec.reservation: {}`). A record without holders is a reservation
     /// even without the mark. With its first holder, it needs the mark.
     pub becomes_reservation: bool,
@@ -191,7 +191,7 @@ impl RecordPatch {
             holders: Vec::new(),
             sharing_key: None,
             pool: None,
-            is_of_pool: false,
+            changes_only_pool: false,
             becomes_reservation: false,
             quarantine: None,
         }
@@ -263,7 +263,7 @@ mod tests {
             holders: vec![],
             sharing_key: None,
             pool: None,
-            is_of_pool: false,
+            changes_only_pool: false,
             becomes_reservation: false,
             quarantine: None,
         };
