@@ -5,8 +5,10 @@
 //! | `applier` | the application of a series |
 //! | `events` | events, and the suppression of repeated ones |
 //! | `lease`, `election` | the rules of the leader election, and the participation in it |
+//! | `election_thread` | the thread of the election |
 
 pub(crate) mod applier;
 pub(crate) mod election;
+pub(crate) mod election_thread;
 pub(crate) mod events;
 mod lease;

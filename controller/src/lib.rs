@@ -64,6 +64,6 @@ pub use plan::effect::{Effect, Series, Subject};
 pub use pools::Pools;
 pub use pools::free::Free;
 pub use pools::occupied::Occupied;
-pub use run::{Config, Error, run};
+pub use run::{Config, Error, LeaseConfig, run};
 pub use state::index::{ClusterIndex, Obstacle};
 pub use status::reason::{AllocatedReason, AnnouncedReason, ForwardingReason, RefusalReason};

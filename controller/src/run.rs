@@ -5,14 +5,14 @@
 //!                                                |  ^                                               |
 //!                                                |  +---------------- done or failed ---------------+
 //!                                                +--events--> events::write_events (1 task)
-//! election (2 tasks) --write fence--> main loop, each write
+//! election (a thread of its own) --write fence--> main loop, each write
 //! ```
 //!
 //! An eighth task watches EndpointSlices, once a condition needs them.
 //!
 //! One of several controllers leads: the lease holder. The others only watch, so the next lease holder knows the
 //! cluster and the cool-downs from the start. A controller that loses the Lease drops the series in flight, and waits
-//! until it leads again.
+//! until it leads again. Nothing that this thread does delays a renewal of the Lease.
 //!
 //! A plan depends only on the observed state, and covers everything that has changed. Series of different subjects run
 //! concurrently, so a slow write delays no other subject. At most one series of a subject is in flight. A planned
@@ -34,12 +34,13 @@ use jiff::Timestamp;
 use kube::{Client, Resource};
 use observe::{Source, Store, Wake, error_chain, jitter, source, watch};
 use serde::de::DeserializeOwned;
-use tokio::sync::{mpsc, oneshot, watch as channel};
+use tokio::sync::{mpsc, watch as channel};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::apply::applier::{Applier, Failure, Progress};
-use crate::apply::election::{WriteFence, run_election};
+use crate::apply::election::WriteFence;
+use crate::apply::election_thread::{ElectionError, ElectionThread};
 use crate::apply::events;
 use crate::metrics::Metrics;
 use crate::metrics::latency::WaitingServices;
@@ -74,11 +75,19 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Config {
     /// Whether Services without a class are ours (KEP-1959).
     pub default_class: bool,
-    /// The namespace of the Lease that one of several controllers holds. `None`: there is no other controller.
-    pub lease_namespace: Option<String>,
+    /// The Lease that one of several controllers holds. `None`: there is no other controller.
+    pub lease: Option<LeaseConfig>,
     pub metrics: Metrics,
     /// The problem that keeps every node from announcing.
     pub obstacle: channel::Receiver<Option<Obstacle>>,
+}
+
+/// Where the Lease is.
+#[derive(Clone, Debug)]
+pub struct LeaseConfig {
+    pub namespace: String,
+    /// The API server. The election makes connections of its own.
+    pub kube_config: kube::Config,
 }
 
 /// Why a controller stopped without a shutdown.
@@ -87,12 +96,16 @@ pub enum Error {
     /// A task panicked, which is a bug.
     #[error("a task of the controller panicked")]
     Task(#[from] JoinError),
+    /// The election cannot start, or it panicked, which is a bug.
+    #[error(transparent)]
+    Election(#[from] ElectionError),
 }
 
 /// Runs the controller until `shutdown` completes.
 ///
 /// # Errors
-/// If a task panics, which is a bug. If the API server is unreachable or refuses requests, the controller retries.
+/// If a task panics, which is a bug, or if the thread of the election cannot start. If the API server is unreachable or
+/// refuses requests, the controller retries.
 pub async fn run(client: Client, config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
     let wake = Wake::default();
     let mut listener = wake.listener();
@@ -100,15 +113,17 @@ pub async fn run(client: Client, config: Config, shutdown: impl Future<Output = 
     let metrics = config.metrics;
     metrics.attach(stores.clone(), config.default_class);
     let (event_tx, event_rx) = mpsc::channel(events::CAPACITY);
-    let (fence_tx, mut fence_rx) = channel::channel(config.lease_namespace.is_none().then(WriteFence::without_end));
+    let (fence_tx, mut fence_rx) = channel::channel(config.lease.is_none().then(WriteFence::without_end));
     let mut helpers = JoinSet::new();
     spawn_watches(&mut helpers, &client, &stores);
     helpers.spawn(events::write_events(client.clone(), instance(), event_rx, fence_rx.clone(), metrics.clone()));
-    let (resign_tx, resign_rx) = oneshot::channel();
-    let mut elections = JoinSet::new();
-    if let Some(namespace) = config.lease_namespace {
-        elections.spawn(run_election(client.clone(), namespace, instance(), fence_tx.clone(), resign_rx));
-    }
+    let mut election = match config.lease {
+        Some(LeaseConfig { namespace, kube_config }) => {
+            let connect = move || Client::try_from(kube_config);
+            Some(ElectionThread::start(connect, namespace, instance(), fence_tx.clone())?)
+        }
+        None => None,
+    };
     let mut cluster = ClusterIndex::new(config.default_class);
     let mut obstacle_rx = config.obstacle;
     cluster.set_obstacle(obstacle_rx.borrow_and_update().clone());
@@ -151,16 +166,15 @@ pub async fn run(client: Client, config: Config, shutdown: impl Future<Output = 
                 controller.is_changed = true;
             }
             Some(ended) = helpers.join_next() => ended?,
-            Some(ended) = elections.join_next() => ended?,
+            ended = next_end(&mut election) => ended?,
         }
     }
     if let Some(worker) = controller.worker {
         worker.finish().await;
     }
     // Releases the Lease, so that another controller can lead at once. No write may follow.
-    drop(resign_tx);
-    while let Some(ended) = elections.join_next().await {
-        ended?;
+    if let Some(election) = election {
+        election.resign().await?;
     }
     Ok(())
 }
@@ -279,6 +293,14 @@ fn instant_after(time: Timestamp) -> Instant {
 async fn next_ended(worker: &mut Option<Worker>) -> Result<Subject, JoinError> {
     match worker {
         Some(worker) => worker.next_ended().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for the end of the election. If there is no election, it never returns. Cancel safe.
+async fn next_end(election: &mut Option<ElectionThread>) -> Result<(), ElectionError> {
+    match election {
+        Some(election) => election.wait_for_end().await,
         None => std::future::pending().await,
     }
 }

@@ -18,6 +18,11 @@ pub(crate) struct Connection {
 impl Connection {
     /// Creates a client, without sending a request.
     pub(crate) async fn client(&self) -> anyhow::Result<Client> {
+        create_client(self.config().await?)
+    }
+
+    /// Finds the API server. No request is sent.
+    pub(crate) async fn config(&self) -> anyhow::Result<Config> {
         let mut config = Config::infer()
             .await
             .context("find the API server: no kubeconfig ($KUBECONFIG, ~/.kube/config), and not in a pod")?;
@@ -26,7 +31,12 @@ impl Connection {
         }
         // Callers decide when to retry: a retry inside a request would delay changes that arrive in the meantime.
         config.default_retry = false;
-        let url = config.cluster_url.clone();
-        Client::try_from(config).with_context(|| format!("create a client for the API server at {url}"))
+        Ok(config)
     }
+}
+
+/// Creates a client with connections of its own. They belong to the runtime of the caller.
+pub(crate) fn create_client(config: Config) -> anyhow::Result<Client> {
+    let url = config.cluster_url.clone();
+    Client::try_from(config).with_context(|| format!("create a client for the API server at {url}"))
 }

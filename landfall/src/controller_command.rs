@@ -4,7 +4,7 @@ use agent::keys;
 use anyhow::Context;
 use clap::Args;
 
-use crate::client::Connection;
+use crate::client::{Connection, create_client};
 use crate::{http, shutdown};
 
 /// The options of `landfall controller`.
@@ -32,12 +32,13 @@ pub(crate) struct ControllerOptions {
 
 /// Runs until SIGTERM.
 pub(crate) async fn run(connection: &Connection, options: ControllerOptions) -> anyhow::Result<()> {
-    let client = connection.client().await?;
+    let kube_config = connection.config().await?;
+    let client = create_client(kube_config.clone())?;
     let metrics = controller::Metrics::default();
     let (obstacle_tx, obstacle_rx) = tokio::sync::watch::channel(None);
     let config = controller::Config {
         default_class: !options.only_class,
-        lease_namespace: options.lease_namespace,
+        lease: options.lease_namespace.map(|namespace| controller::LeaseConfig { namespace, kube_config }),
         metrics: metrics.clone(),
         obstacle: obstacle_rx,
     };

@@ -10,6 +10,7 @@
 //!
 //! Two tasks: [`run_election`], and in it the watch of the Lease (one channel, which holds its latest version). The
 //! election works without the watch too, only slower: a Lease that seems to have expired is read before it is taken.
+//! Both run on a thread of their own: `election_thread.rs`.
 //!
 //! Cancel safe: a Lease that is not renewed expires.
 
@@ -82,8 +83,9 @@ impl WriteFence {
     }
 }
 
-/// Takes part in the election until `resign_rx` fires, then releases the Lease within [`RELEASE_TIMEOUT`]. Each term
-/// has its own fence. The identity of this candidate in the Lease is `instance` with a random part.
+/// Takes part in the election until `resign_rx` receives, then releases the Lease within [`RELEASE_TIMEOUT`]. If the
+/// sender is dropped, returns at once, and the Lease expires. Each term has its own fence. The identity of this
+/// candidate in the Lease is `instance` with a random part.
 pub(crate) async fn run_election(
     client: Client,
     namespace: String,
@@ -125,7 +127,10 @@ pub(crate) async fn run_election(
                 let lease = lease_rx.borrow_and_update().clone();
                 candidate.handle_event(lease, Instant::now().into_std());
             }
-            _ = &mut resign_rx, if release_deadline.is_none() => {
+            resigns = &mut resign_rx, if release_deadline.is_none() => {
+                if resigns.is_err() {
+                    return;
+                }
                 release_deadline = Some(Instant::now() + RELEASE_TIMEOUT);
                 candidate.resign();
             }
@@ -272,6 +277,7 @@ async fn watch_lease(api: Api<coordination::Lease>, lease_tx: watch::Sender<Opti
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::apply::election_thread::ElectionThread;
     use http::{Method, Response};
     use kube::client::Body;
     use serde_json::Value;
@@ -373,6 +379,39 @@ mod tests {
         wait(&mut other, true).await;
         assert!(began.elapsed() < Duration::from_secs(1), "after {:?}", began.elapsed());
         assert_eq!(server.lease_fields(), (Some("other".into()), Some(6), Some(1)));
+    }
+
+    #[tokio::test]
+    async fn busy_main_thread_delays_no_renewal() {
+        let server = Server::default();
+        let (fence_tx, mut fence_rx) = watch::channel(None);
+        let own = server.clone();
+        let connect = move || Ok(own.client());
+        let election = ElectionThread::start(connect, "landfall-system".into(), "one".into(), fence_tx);
+        let election = election.expect("a thread");
+        let fence = wait(&mut fence_rx, true).await.expect("a fence");
+        let version = || server.0.lock().expect("no panic").0;
+        let before = version();
+        // A plan that takes long, and reads and writes nothing.
+        std::thread::sleep(lease::RENEWAL + Duration::from_millis(500));
+        assert!(version() > before, "the Lease is renewed meanwhile");
+        election.resign().await.expect("it ends");
+        assert_eq!((fence.check(), server.lease_fields().0), (Err(Deposed), None));
+    }
+
+    #[tokio::test]
+    async fn abandoned_election_ends_and_keeps_the_lease() {
+        let server = Server::default();
+        let (fence_tx, mut fence_rx) = watch::channel(None);
+        let own = server.clone();
+        let connect = move || Ok(own.client());
+        let election = ElectionThread::start(connect, "landfall-system".into(), "one".into(), fence_tx);
+        wait(&mut fence_rx, true).await;
+        drop(election.expect("a thread"));
+        // The election drops its sender when it ends.
+        let ended = async { while fence_rx.changed().await.is_ok() {} };
+        timeout(Duration::from_secs(10), ended).await.expect("in time");
+        assert_eq!(server.lease_fields().0, Some("one".into()));
     }
 
     #[tokio::test(start_paused = true)]

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 pub(crate) const DURATION: Duration = Duration::from_secs(6);
 
 /// The interval between renewals. It leaves 3 s to retry a failed one.
-const RENEWAL: Duration = Duration::from_secs(2);
+pub(super) const RENEWAL: Duration = Duration::from_secs(2);
 
 /// The interval after a failed request.
 const RETRY: Duration = Duration::from_millis(500);
