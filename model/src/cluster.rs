@@ -95,19 +95,6 @@ impl Cluster {
         &self.peer_links
     }
 
-    /// A copy of the objects that decide which nodes may announce an address of this pool. It shares the large maps.
-    pub(crate) fn announcement_inputs(&self, pool: &str) -> Self {
-        let pool = self.pools.get_key_value(pool).map(|(name, pool)| (name.clone(), pool.clone()));
-        Self {
-            services: self.services.clone(),
-            slices: self.slices.clone(),
-            nodes: self.nodes.clone(),
-            pools: pool.into_iter().collect(),
-            advertisements: self.advertisements.clone(),
-            ..Self::default()
-        }
-    }
-
     /// The addresses whose records name a Service of this key, whatever its UID, in order.
     pub fn addresses_of(&self, service: &Key) -> impl Iterator<Item = IpAddr> {
         self.holdings.addresses_of(service)

@@ -33,7 +33,7 @@ mod tests;
 mod why_not;
 
 pub use advertisements::{Candidate, Links};
-pub use why_not::{NoCandidateReason, why_not};
+pub use why_not::{Diagnosis, NoCandidateReason};
 
 use advertisements::{Advertisements, Applicable};
 

@@ -29,6 +29,7 @@ use std::sync::Arc;
 use crds::{Holder, IPAddressPool, InternedStr, Key, Namespace, NodeAddresses, Record, Service};
 use jiff::Timestamp;
 use model::Cluster;
+use model::eligibility::Diagnosis;
 
 use crate::allocate::sharing::{self, HolderState, Standing};
 use crate::plan::effect::{Series, Subject};
@@ -99,6 +100,8 @@ pub struct ClusterIndex {
     pub(crate) unannounced: BTreeMap<Key, Timestamp>,
     /// The Services in `unannounced` that are in their grace period, by its end.
     graces: BTreeSet<(Timestamp, Key)>,
+    /// Why no node may announce an address. `None`: no Service needed it since nodes, pools or advertisements changed.
+    diagnosis: Option<Diagnosis>,
 
     pub(crate) dirty: Dirty,
     /// Subjects with an unfinished series.

@@ -18,7 +18,7 @@ use crds::condition::{Condition, ConditionStatus, DesiredCondition};
 use crds::service::ANNOUNCED;
 use crds::{AddressConflict, Announcer, Record, TrafficPolicy};
 use jiff::Timestamp;
-use model::eligibility::why_not;
+use model::eligibility::Diagnosis;
 
 use crate::allocate::allocation::Allocation;
 use crate::state::index::ClusterIndex;
@@ -36,6 +36,7 @@ impl ClusterIndex {
         self.set_unannounced(&service.key, is_unannounced, now);
         if is_unannounced && self.is_grace_over(&service.key, now) {
             self.wants_slices |= records.iter().any(|record| self.lacks_endpoints(record));
+            self.prepare_diagnosis();
         }
     }
 
@@ -88,7 +89,11 @@ impl ClusterIndex {
         if self.lacks_endpoints(record) {
             return None;
         }
-        Some(match (why_not(&self.objects, record), &self.obstacle) {
+        let reason = match self.diagnosis() {
+            Some(diagnosis) => diagnosis.why_not(&self.objects, record),
+            None => Diagnosis::new(&self.objects).why_not(&self.objects, record),
+        };
+        Some(match (reason, &self.obstacle) {
             (Some(reason), _) => (AnnouncedReason::NoEligibleNode, format!("no node may announce {lb_ip}: {reason}")),
             (None, Some(obstacle)) => (AnnouncedReason::NoHelloKey, format!("no node announces {lb_ip}: {obstacle}")),
             (None, None) => (

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crds::{Advertisement, EndpointSlice, Key};
 use jiff::{SignedDuration, Timestamp};
 use model::cluster::Change;
+use model::eligibility::Diagnosis;
 
 use super::{ClusterIndex, Obstacle};
 
@@ -47,7 +48,18 @@ impl ClusterIndex {
 
     /// Marks the Services with an unannounced address: the reason may have changed.
     pub(super) fn recheck_unannounced(&mut self) {
+        self.diagnosis = None;
         self.dirty.services.extend(self.unannounced.keys().cloned());
+    }
+
+    /// Prepares the answers to the question why no node may announce an address. One preparation serves all Services
+    /// until nodes, pools or advertisements change.
+    pub(crate) fn prepare_diagnosis(&mut self) {
+        self.diagnosis.get_or_insert_with(|| Diagnosis::new(&self.objects));
+    }
+
+    pub(crate) fn diagnosis(&self) -> Option<&Diagnosis> {
+        self.diagnosis.as_ref()
     }
 
     /// Sets whether this Service has an address that no node announces.
