@@ -25,6 +25,7 @@ use crate::allocate::refusal::Refusal;
 use crate::allocate::request::{AddressRequest, Rank, Slot, address_request, families, requires_both_families};
 use crate::allocate::sharing::Standing;
 use crate::pools::Pool;
+use crate::pools::truncated::Truncated;
 use crate::state::index::ClusterIndex;
 use crate::state::record::holds;
 
@@ -404,26 +405,35 @@ impl ClusterIndex {
 
     /// The refusal when none of these pools has an address of this family.
     fn exhaustion_refusal(&self, search: &Search<'_>, family: Family, pools: &[usize]) -> Refusal {
-        let name = |pool: &Pool| pool.name().to_owned();
         let pools: Vec<_> = pools.iter().filter_map(|index| self.pools.iter().nth(*index)).collect();
         let is_quota_full = |pool: &&&Pool| {
-            let used = self.quota_usage(pool.name(), &search.service.key.namespace).map_or(0, |usage| usage.len());
-            pool.has_family(family) && pool.object.spec.max_per_namespace.is_some_and(|limit| used >= limit as usize)
+            pool.object.spec.max_per_namespace.is_some_and(|limit| {
+                let usage = self.quota_usage(pool.name(), &search.service.key.namespace);
+                pool.has_family(family) && usage.map_or(0, BTreeMap::len) >= limit as usize
+            })
         };
         if let Some(full) = pools.iter().find(is_quota_full) {
-            return Refusal::NamespaceQuota(name(full));
+            return Refusal::NamespaceQuota(full.name().to_owned());
         }
         if let Some(pool) = search.request.pool {
             return Refusal::PoolExhausted(family, pool.to_owned());
         }
-        let with_family: Vec<_> = pools.iter().filter(|pool| pool.has_family(family)).map(|pool| name(pool)).collect();
+        let with_family = names(pools.iter().copied().filter(|pool| pool.has_family(family)));
         if with_family.is_empty() {
-            let on_request = |pool: &&Pool| pool.has_family(family) && self.check_pool(pool, search.service).is_ok();
-            Refusal::NoAutomaticPool(family, self.pools.iter().filter(on_request).map(name).collect())
+            let on_request =
+                |pool: &&Pool| pool.has_family(family) && !pool.object.spec.drain && self.admits(pool, search.service);
+            Refusal::NoAutomaticPool(family, names(self.pools.iter().filter(on_request)))
         } else {
             Refusal::PoolsExhausted(family, with_family)
         }
     }
+}
+
+/// The names of these pools for a message. There may be thousands of pools, and the message names the first few.
+fn names<'a>(pools: impl Iterator<Item = &'a Pool>) -> Truncated<String> {
+    let mut names = Truncated::default();
+    pools.for_each(|pool| names.push_with(|| pool.name().to_owned()));
+    names
 }
 
 /// A held address that may fill a slot, in the order of preference.

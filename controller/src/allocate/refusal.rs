@@ -19,9 +19,9 @@ use crate::status::reason::RefusalReason;
 pub enum Refusal {
     NoPool,
     /// No pool assigns addresses of this family to the Service automatically; these pools assign them on request.
-    NoAutomaticPool(Family, Vec<String>),
+    NoAutomaticPool(Family, Truncated<String>),
     /// No address of this family is free in these pools.
-    PoolsExhausted(Family, Vec<String>),
+    PoolsExhausted(Family, Truncated<String>),
     /// The requested pool does not exist.
     PoolNotFound(String),
     /// No address of this family is free in the requested pool.
@@ -101,13 +101,11 @@ impl fmt::Display for Refusal {
             Self::NoAutomaticPool(family, pools) => write!(
                 f,
                 "no IPAddressPool assigns {family} addresses to this Service automatically: request a pool in \
-                 landfall.dev/address-pool ({}), set spec.autoAssign of a pool to true, or create another pool",
-                truncate(pools)
+                 landfall.dev/address-pool ({pools}), set spec.autoAssign of a pool to true, or create another pool"
             ),
             Self::PoolsExhausted(family, pools) => write!(
                 f,
-                "no {family} address is free in {}: add addresses there, or create another IPAddressPool",
-                truncate(pools)
+                "no {family} address is free in {pools}: add addresses there, or create another IPAddressPool"
             ),
             Self::PoolNotFound(pool) => {
                 write!(f, "no IPAddressPool {pool} exists: request another pool, or remove landfall.dev/address-pool")

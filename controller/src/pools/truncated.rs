@@ -20,7 +20,12 @@ impl<T> Default for Truncated<T> {
 
 impl<T> Truncated<T> {
     pub fn push(&mut self, entry: T) {
-        if self.first.len() < SHOWN { self.first.push(entry) } else { self.more += 1 }
+        self.push_with(|| entry);
+    }
+
+    /// Adds an entry that is made only if the message names it.
+    pub fn push_with(&mut self, entry: impl FnOnce() -> T) {
+        if self.first.len() < SHOWN { self.first.push(entry()) } else { self.more += 1 }
     }
 
     pub fn is_empty(&self) -> bool {

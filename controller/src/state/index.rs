@@ -81,7 +81,7 @@ pub struct ClusterIndex {
     /// By Service, the addresses that are reserved for it.
     pub(crate) reserved: Relation<Key, IpAddr>,
     /// By pool (with a limit) and namespace, the addresses in use, each with its number of Services.
-    quotas: HashMap<(String, String), BTreeMap<IpAddr, u32>>,
+    quotas: HashMap<String, HashMap<String, BTreeMap<IpAddr, u32>>>,
     /// By address, the Services that it is promised to: its record does not exist, or does not name them yet.
     pub(crate) promises: Relation<IpAddr, Key>,
     /// The same pairs, by Service.

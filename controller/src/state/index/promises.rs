@@ -43,7 +43,8 @@ impl ClusterIndex {
     fn quota_of(&mut self, lb_ip: IpAddr, namespace: &str) -> Option<(&mut BTreeMap<IpAddr, u32>, usize)> {
         let pool = self.pools.pool_of(lb_ip)?;
         let limit = pool.object.spec.max_per_namespace? as usize;
-        Some((self.quotas.entry((pool.name().to_owned(), namespace.to_owned())).or_default(), limit))
+        let of_pool = self.quotas.entry(pool.name().to_owned()).or_default();
+        Some((of_pool.entry(namespace.to_owned()).or_default(), limit))
     }
 
     /// Marks an address as used.
@@ -58,7 +59,7 @@ impl ClusterIndex {
     /// The addresses of this pool that Services of this namespace hold or are promised, each with the number of these
     /// Services.
     pub(crate) fn quota_usage(&self, pool: &str, namespace: &str) -> Option<&BTreeMap<IpAddr, u32>> {
-        self.quotas.get(&(pool.to_owned(), namespace.to_owned()))
+        self.quotas.get(pool)?.get(namespace)
     }
 
     /// Keeps an address for a Service until its record names the Service.
