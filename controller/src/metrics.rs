@@ -149,7 +149,12 @@ impl Default for Collectors {
         let mut new = Registration(&mut registry);
         Self {
             writes: new.metric("writes", None, "Writes to the API server, by kind and result"),
-            plans: new.add("plan_duration", seconds.clone(), "Duration of a plan", Histogram::new(plan_buckets)),
+            plans: new.add(
+                "plan_duration",
+                seconds.clone(),
+                "Duration of planning without a break",
+                Histogram::new(plan_buckets),
+            ),
             allocations: new.add(
                 "allocation_duration",
                 seconds,

@@ -2,7 +2,8 @@
 //!
 //! Cluster → [`Plan`]. A plan depends only on observed objects and on the series in flight. So the next plan repairs
 //! the result of a crash, a lost response or a foreign write between any two effects. When nothing is left to write, a
-//! plan is empty. The planner updates promises and dirty keys in the index, and reads no clock.
+//! plan is empty. The planner updates promises and dirty keys in the index, and reads no clock. A plan decides about a
+//! limited number of Services, so that the main loop can measure how long it plans: [`ClusterIndex::plan_some`].
 //!
 //! The order of effects within one [`Series`] matters:
 //!
@@ -34,7 +35,7 @@ use crate::allocate::allocation::{Acquisition, Allocation, Kept};
 use crate::allocate::request::{Rank, families};
 use crate::plan::effect::{Effect, Series, Subject};
 use crate::pools::intervals::FAMILIES;
-use crate::state::index::{ClusterIndex, Departure, Dirty, set_member};
+use crate::state::index::{ClusterIndex, Departure, set_member};
 use crate::state::record::is_exclusive;
 use crate::status::allocated::shows_address;
 
@@ -68,11 +69,17 @@ struct Decisions {
 impl ClusterIndex {
     /// Plans everything that has changed since the last plan.
     pub fn plan(&mut self, now: Timestamp) -> Plan {
+        self.plan_some(now, usize::MAX)
+    }
+
+    /// Plans the changes since the last plan, for at most `limit` Services. While there is a
+    /// [backlog](Self::has_backlog), the next plan continues.
+    pub fn plan_some(&mut self, now: Timestamp, limit: usize) -> Plan {
         self.mark_due(now);
         self.standings.clear();
         self.rebuild_pools(now);
         let mut plan = Plan::default();
-        let services = self.take_dirty_services(&mut plan, now);
+        let services = self.take_dirty_services(&mut plan, now, limit);
         #[cfg(test)]
         self.check_settled(now);
         let Decisions { released, allocations } = self.decide(services, now);
@@ -124,26 +131,19 @@ impl ClusterIndex {
         decisions
     }
 
-    /// Takes the dirty Services that are not busy, and breaks the promises to them.
-    fn take_dirty_services(&mut self, plan: &mut Plan, now: Timestamp) -> Vec<Arc<Service>> {
-        let Dirty { all, services, .. } = &mut self.dirty;
-        let (all, mut keys) = (std::mem::take(all), std::mem::take(services));
+    /// Takes at most `limit` dirty Services that are not busy, and breaks the promises to them.
+    fn take_dirty_services(&mut self, plan: &mut Plan, now: Timestamp, limit: usize) -> Vec<Arc<Service>> {
+        let mut keys = self.take_dirty_keys(limit);
         let mut taken = Vec::new();
-        for key in &keys {
-            if !all || !self.objects.services().contains_key(key) {
-                self.take_service(key, plan, &mut taken, now);
-            }
-        }
-        if all {
-            let unsettled = self.objects.services().values().filter(|service| !self.is_settled(service));
-            for service in unsettled.cloned().collect::<Vec<_>>() {
-                self.take_service(&service.key, plan, &mut taken, now);
-            }
-        }
+        keys.iter().for_each(|key| self.take_service(key, plan, &mut taken, now));
         // Taking a Service breaks its promises, which wakes waiting Services.
         loop {
-            let woken: Vec<_> = self.take_woken().into_iter().filter(|key| !all && !keys.contains(key)).collect();
+            let woken: Vec<_> = self.take_woken().into_iter().filter(|key| !keys.contains(key)).collect();
             if woken.is_empty() {
+                return taken;
+            }
+            if self.has_backlog() || keys.len() + woken.len() > limit {
+                self.defer(woken);
                 return taken;
             }
             woken.iter().for_each(|key| self.take_service(key, plan, &mut taken, now));

@@ -20,7 +20,9 @@
 //!
 //! A plan usually takes microseconds, and each wake is handled at once. So nothing delays the first write for a new
 //! Service. The same holds for a write that follows from an answer: the status of a Service that has just joined a
-//! record. Only a plan that took long (for example, after a change of pools) is followed by a pause.
+//! record. If there is much to plan (for example, after a change of pools), the loop plans some Services at a time and,
+//! after [`TURN`], continues with new changes and writes. Only such a turn is followed by a pause. New Services come
+//! before those that have an address.
 //!
 //! A shutdown waits briefly for the answers to writes in flight. Dropping the future of [`run`] stops all tasks without
 //! waiting. In both cases the next start of a controller recovers unfinished work.
@@ -57,6 +59,13 @@ const CONCURRENCY: usize = 64;
 
 /// Maximum number of deferrable series among them.
 const DEFERRABLE_CONCURRENCY: usize = 8;
+
+/// The maximum number of Services in one plan. Such a plan takes about a millisecond.
+const SERVICES_PER_PLAN: usize = 64;
+
+/// After this time of planning, changes and writes have their turn. With the pause that follows, a new Service waits at
+/// most about 25 ms for its plan.
+const TURN: Duration = Duration::from_millis(5);
 
 /// No pause follows a plan that takes at most this time, because short plans do not dominate the processor.
 const SHORT_PLAN: Duration = Duration::from_millis(1);
@@ -223,11 +232,16 @@ impl Controller {
         if !self.is_synced || self.not_before > Instant::now() {
             return;
         }
-        self.is_changed = false;
         let started = Instant::now();
-        let plan = self.cluster.plan(Timestamp::now());
-        worker.enqueue(plan, &self.cluster);
-        let duration = started.elapsed();
+        let duration = loop {
+            let plan = self.cluster.plan_some(Timestamp::now(), SERVICES_PER_PLAN);
+            worker.enqueue(plan, &self.cluster);
+            self.is_changed = self.cluster.has_backlog();
+            let duration = started.elapsed();
+            if !self.is_changed || duration >= TURN {
+                break duration;
+            }
+        };
         self.metrics.observe_plan(duration);
         let pause = if duration > SHORT_PLAN { duration * PAUSE_PER_PLAN } else { Duration::ZERO };
         self.not_before = Instant::now() + pause;

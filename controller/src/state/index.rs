@@ -19,6 +19,8 @@
 //! | the grace period of an unannounced address ends | its holders |
 //! | a quarantine ends | the record |
 //!
+//! A plan may leave dirty Services for later plans: [`backlog`].
+//!
 //! An address that a plan assigns is promised until its record exists: no other Service gets it. The next decision
 //! about the Service replaces its promises.
 
@@ -31,6 +33,7 @@ use jiff::Timestamp;
 use model::Cluster;
 use model::eligibility::Diagnosis;
 
+use crate::allocate::request::Rank;
 use crate::allocate::sharing::{self, HolderState, Standing};
 use crate::plan::effect::{Series, Subject};
 use crate::pools::Pools;
@@ -40,6 +43,7 @@ use crate::pools::occupied::Occupied;
 use crate::state::record::{holder_keys, holds};
 use relation::Relation;
 
+mod backlog;
 mod namespaces;
 mod promises;
 mod relation;
@@ -130,12 +134,29 @@ pub(crate) struct Dirty {
     /// The sharing keys of changed Services, which others may share an address with now.
     pub(crate) sharing_keys: BTreeSet<InternedStr>,
     pub(crate) services: BTreeSet<Key>,
+    /// Services of which only the conditions about announcing may be outdated. They come after all others.
+    pub(crate) rechecks: BTreeSet<Key>,
+    /// Dirty Services that earlier plans have left, in the order in which they are planned.
+    pub(crate) backlog: BTreeSet<(Precedence, Key)>,
     pub(crate) records: BTreeSet<IpAddr>,
     pub(crate) pools: BTreeSet<String>,
     /// Whether specs of pools or occupied addresses have changed, so that the pools must be built again.
     specs: bool,
     /// Whether addresses of nodes or gateways have changed, so that the occupied addresses must be collected again.
     occupied: bool,
+}
+
+/// The order in which dirty Services are planned.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Precedence {
+    /// The Service may not hold addresses, or is gone.
+    Released,
+    /// The Service holds no address. New addresses are assigned in this order, as in a single plan.
+    New(Rank, Timestamp),
+    /// The Service holds an address.
+    Holder,
+    /// Only the conditions about announcing may be outdated.
+    Recheck,
 }
 
 /// The wait for a namespace that is not observed.

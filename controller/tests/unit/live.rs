@@ -123,7 +123,9 @@ impl Live {
     }
 
     pub(crate) fn plan(&mut self, world: &World) {
-        let plan = self.cluster.plan(world.snapshot.now);
+        // Some plans are cut.
+        let limit = [1, 2, 3, usize::MAX][self.roll(4)];
+        let plan = self.cluster.plan_some(world.snapshot.now, limit);
         let is_replaced =
             |subject: &Subject| plan.revoked.contains(subject) || plan.series.iter().any(|s| s.subject == *subject);
         self.queue.retain(|series| !is_replaced(&series.subject));
@@ -173,7 +175,7 @@ impl Live {
         for _ in 0..5000 {
             self.observe(world, true);
             self.plan(world);
-            if self.queue.is_empty() && self.in_flight.is_empty() {
+            if self.queue.is_empty() && self.in_flight.is_empty() && !self.cluster.has_backlog() {
                 return;
             }
             self.act(world, false);

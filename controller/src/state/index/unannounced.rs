@@ -28,7 +28,7 @@ impl ClusterIndex {
     /// The state of a slice before and after a change. `None`: the slice does not exist.
     pub fn set_slice(&mut self, before: Option<Arc<EndpointSlice>>, after: Option<Arc<EndpointSlice>>) {
         let services = before.iter().chain(&after).map(|slice| slice.service.clone());
-        self.dirty.services.extend(services.filter(|service| self.unannounced.contains_key(service)));
+        self.dirty.rechecks.extend(services.filter(|service| self.unannounced.contains_key(service)));
         self.objects.apply([Change::Slice { before, after }]);
     }
 
@@ -49,7 +49,7 @@ impl ClusterIndex {
     /// Marks the Services with an unannounced address: the reason may have changed.
     pub(super) fn recheck_unannounced(&mut self) {
         self.diagnosis = None;
-        self.dirty.services.extend(self.unannounced.keys().cloned());
+        self.dirty.rechecks.extend(self.unannounced.keys().cloned());
     }
 
     /// Prepares the answers to the question why no node may announce an address. One preparation serves all Services
@@ -92,7 +92,7 @@ impl ClusterIndex {
                 self.graces.insert((until, key));
                 break;
             }
-            self.dirty.services.insert(key);
+            self.dirty.rechecks.insert(key);
         }
         let ended = self.quarantined.extract_if(.., |_, until| *until <= now).map(|(lb_ip, _)| lb_ip);
         self.dirty.records.extend(ended);

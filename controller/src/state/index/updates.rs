@@ -37,7 +37,7 @@ impl ClusterIndex {
         if old.is_some() != node.is_some() {
             // Reports of a deleted node are ignored, and count again when the node returns.
             let records = self.objects.records().values().filter(|record| has_report_of(record, name));
-            self.dirty.services.extend(records.flat_map(|record| holder_keys(record)));
+            self.dirty.rechecks.extend(records.flat_map(|record| holder_keys(record)));
         }
         if old != node {
             self.recheck_unannounced();

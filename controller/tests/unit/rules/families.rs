@@ -71,9 +71,9 @@ fn service_that_lacks_an_optional_family_waits_only_for_it() {
     for (released, expected) in [("192.0.2.99", 0), ("2001:db8::1", 50)] {
         let (lb_ip, foreign) = record(released, "lan", &["gone"]);
         cluster.set_record(lb_ip, Some(foreign), false, at_second(1));
-        cluster.take_dirty_services(&mut Plan::default(), at_second(1));
+        cluster.take_dirty_services(&mut Plan::default(), at_second(1), usize::MAX);
         cluster.set_record(lb_ip, None, false, at_second(1));
-        let woken = cluster.take_dirty_services(&mut Plan::default(), at_second(1));
+        let woken = cluster.take_dirty_services(&mut Plan::default(), at_second(1), usize::MAX);
         assert_eq!(woken.len(), expected, "{released}");
     }
 }
@@ -88,6 +88,6 @@ fn sharing_service_wakes_only_waiting_services_with_its_key() {
     super::changes::follow(&mut cluster, &mut world);
     world.edit("web", |service| service.ports[0].number = 443);
     cluster.set_service(&World::key("web"), Some(Arc::new(world.service("web").clone())), false);
-    let woken = cluster.take_dirty_services(&mut Plan::default(), at_second(1));
+    let woken = cluster.take_dirty_services(&mut Plan::default(), at_second(1), usize::MAX);
     assert_eq!(woken.iter().map(|service| &*service.key.name).collect::<Vec<_>>(), ["web", "same"]);
 }

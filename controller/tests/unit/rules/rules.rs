@@ -14,6 +14,7 @@ use crds::{
 use std::net::IpAddr;
 
 mod changes;
+mod cut;
 mod families;
 mod finalizer;
 mod namespaces;

@@ -19,7 +19,7 @@ fn observe(cluster: &mut ClusterIndex, world: &World) {
 /// The number of keys that an index keeps for its next plan.
 fn kept_keys(cluster: &ClusterIndex) -> usize {
     let dirty = &cluster.dirty;
-    dirty.services.len() + dirty.records.len() + dirty.pools.len()
+    dirty.services.len() + dirty.rechecks.len() + dirty.backlog.len() + dirty.records.len() + dirty.pools.len()
 }
 
 #[test]
