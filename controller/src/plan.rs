@@ -173,8 +173,9 @@ impl ClusterIndex {
     /// Asserts that no settled Service needs effects.
     #[cfg(test)]
     fn check_settled(&mut self, now: Timestamp) {
-        let settled = self.objects.services().values().filter(|service| self.is_settled(service));
-        for service in settled.cloned().collect::<Vec<_>>() {
+        let services = self.objects.services_with_sole_address();
+        let settled = services.filter(|(service, lb_ip)| self.is_settled(service, *lb_ip));
+        for service in settled.map(|(service, _)| service.clone()).collect::<Vec<_>>() {
             let Kept::Enough(allocation) = self.try_keep(&service) else { panic!("{} needs addresses", service.key) };
             self.update_unannounced(&allocation, now);
             let mut effects = self.allocation_effects(&allocation, now);

@@ -100,6 +100,25 @@ impl Cluster {
         self.holdings.addresses_of(service)
     }
 
+    /// All Services in order of their keys, each with the address that it holds if that is exactly one. One pass over
+    /// Services and holdings takes less time than a search for each Service.
+    pub fn services_with_sole_address(&self) -> impl Iterator<Item = (&Arc<Service>, Option<IpAddr>)> {
+        let mut holdings = self.holdings.0.iter().peekable();
+        self.services.iter().map(move |(key, service)| {
+            let (mut last, mut count) = (None, 0);
+            while let Some((holder, lb_ip)) = holdings.peek()
+                && let order = holder.cmp(key)
+                && order.is_le()
+            {
+                if order.is_eq() {
+                    (last, count) = (Some(*lb_ip), count + 1);
+                }
+                holdings.next();
+            }
+            (service, last.filter(|_| count == 1))
+        })
+    }
+
     /// Applies changes. Changes to different objects may be in any order.
     pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> Affected {
         let mut affected = Affected::default();

@@ -148,6 +148,11 @@ proptest! {
                 }
             }
             prop_assert!(cluster.slices().values().all(|slices| !slices.is_empty()));
+            let sole = objects.services.values().map(|service| {
+                let held = objects.addresses_of(&service.key);
+                (service, held.first().copied().filter(|_| held.len() == 1))
+            });
+            prop_assert!(cluster.services_with_sole_address().eq(sole));
             let from_scratch = objects.eligibility();
             prop_assert_eq!(eligibility.policies(), from_scratch.policies());
         }

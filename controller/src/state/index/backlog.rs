@@ -26,8 +26,7 @@ impl ClusterIndex {
             // Services with outdated conditions are among the unsettled ones.
             rechecks.clear();
             keys.retain(|key| !self.objects.services().contains_key(key));
-            let unsettled = self.objects.services().values().filter(|service| !self.is_settled(service));
-            keys.extend(unsettled.map(|service| service.key.clone()));
+            keys.extend(self.unsettled_services().cloned());
         }
         if !self.has_backlog() && keys.len() + rechecks.len() <= limit {
             keys.append(&mut rechecks);

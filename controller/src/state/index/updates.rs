@@ -62,7 +62,7 @@ impl ClusterIndex {
 
     pub fn set_service(&mut self, key: &Key, service: Option<Arc<Service>>, is_unreadable: bool) {
         let old = self.objects.services().get(key).cloned();
-        self.objects.apply([Change::Service(key.clone(), service.clone())]);
+        let affected = self.objects.apply([Change::Service(key.clone(), service.clone())]);
         let was_unreadable = set_member(&mut self.unreadable.services, key, is_unreadable);
         self.dirty.services.insert(key.clone());
         for lb_ip in old.iter().flat_map(|old| requested_addresses(old)) {
@@ -82,7 +82,7 @@ impl ClusterIndex {
         // Waiting Services may now be able to share an address with this one.
         let keys = [&old, &service].into_iter().flatten().filter_map(|service| sharing::key(service));
         self.dirty.sharing_keys.extend(keys.map(InternedStr::from));
-        for lb_ip in self.objects.addresses_of(key) {
+        for lb_ip in affected.lb_ips {
             self.dirty.records.insert(lb_ip);
             self.dirty.services.extend(self.requested.get(&lb_ip).cloned());
             let Some(record) = self.objects.records().get(&lb_ip) else { continue };
