@@ -4,8 +4,8 @@
 //! and does not affect other objects. Each object of a list stays text until it is decoded and passed on. So at most
 //! one object is in memory with all its fields.
 //!
-//! `DeserializeGuard` of kube is not used, because it first decodes each object into a tree and copies the tree. That
-//! is most of the cost of receiving a list.
+//! `DeserializeGuard` of kube is not used, because it first decodes each object into a tree and copies the tree. The
+//! tree and its copy are most of the cost of receiving a list.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ListMeta, ObjectMeta};
 use kube::core::Status;

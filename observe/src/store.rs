@@ -37,7 +37,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Waits until there is a change since this function last returned. Cancel safe.
+    /// Waits until there has been a change since the last return of this function. Cancel safe.
     pub async fn wait(&mut self) {
         self.receiver.changed().await.expect("invariant: a listener holds its wake");
     }

@@ -4,12 +4,12 @@
 //! those of this process. The two inputs arrive in any relative order, and the table never goes back to an older state:
 //!
 //! - Versions of all objects of a kind can be compared (KEP-5504). The watch sends events in the order of versions. A
-//!   response is ignored if its version is at most that of the last event. The watch has then sent the result of that
-//!   write already, even if the object has been deleted since.
+//!   response is ignored if the last event has the same or a newer version. Then the watch has already sent the result
+//!   of the write, even if the object has been deleted since.
 //! - A response with a newer version is ahead of the watch. Its state stays in the table until the watch catches up.
 //!   Older events in between are ignored.
-//! - An object that one of our writes deleted stays deleted. The table knows the object by its UID, so older events do
-//!   not restore it.
+//! - An object that one of our writes deleted stays deleted. The table remembers the UID of the deleted object, so that
+//!   older events do not restore it.
 //! - A list replaces everything except the responses that arrived since the request for the list and have a newer
 //!   version than the list.
 //!
@@ -95,8 +95,8 @@ struct Deleted {
 struct Entry<V> {
     uid: InternedStr,
     version: ResourceVersion,
-    /// `None` if this state comes from a response, and Landfall does not use the object in this state. The entry stays
-    /// until the watch catches up.
+    /// `None` if a response reported a state in which Landfall does not use the object. Such an entry stays until the
+    /// watch catches up.
     value: Option<Arc<V>>,
     /// Whether this state is a response that arrived since the last request for a list.
     is_response: bool,
@@ -165,8 +165,8 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
     pub fn begin_list(&mut self) {
         self.listing = Some(BTreeMap::new());
         // The list includes every write that was answered before the list was requested. So the list replaces the
-        // results of these writes even if the version of the list is lower. That happens after the storage of the API
-        // server was restored from a backup.
+        // results of these writes even if the version of the list is lower. The version is lower if the storage of the
+        // API server was restored from a backup.
         for entry in self.entries.values_mut() {
             entry.is_response = false;
         }
@@ -195,8 +195,8 @@ impl<K: Ord + Clone, V: PartialEq> Table<K, V> {
         let Some(listing) = self.listing.take() else { return false };
         let before = std::mem::take(&mut self.entries);
         let unreadable_before = std::mem::take(&mut self.unreadable);
-        // An entry of `deleted` stays only while the watch can still report the deletion. The watch can if the list was
-        // requested before the deletion, and contains the object or is older than the last version of the object.
+        // An entry of `deleted` stays only if the watch can still report the deletion. That needs a list that was
+        // requested before the deletion, and that contains the object or is older than the last version of the object.
         self.deleted.retain(|key, deleted| {
             let listed = listing.get(key).is_some_and(|observation| observation.uid == deleted.uid);
             !deleted.listed_since && (listed || deleted.version > version)

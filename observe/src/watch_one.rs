@@ -170,7 +170,8 @@ mod tests {
                 Seen::Failing(_) => "failing".to_owned(),
             });
         });
-        // The request after the last response gets no response. This time is shorter than the timeout of that request.
+        // The request after the last of these responses gets no response. 20 s is shorter than its timeout, so the
+        // watch reports no failure.
         let never = timeout(Duration::from_secs(20), watch).await;
         assert!(never.is_err());
         let requests = requests.lock().expect("no panic").clone();

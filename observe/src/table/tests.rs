@@ -173,8 +173,8 @@ enum Step {
     Response(u8),
     /// The watch sends the next event.
     Event,
-    /// Without a pending list: a list is requested. Otherwise the pending list arrives or, if the flag is set, is
-    /// replaced by a new request.
+    /// If no list is pending, a list is requested. If a list is pending, it arrives; with the flag, a new request
+    /// replaces it.
     List(bool),
 }
 
