@@ -1,4 +1,4 @@
-//! Netlink attributes: length, type and value, padded to four bytes. Some contain attributes.
+//! Netlink attributes: length, type and value, padded to four bytes. Some attributes contain other attributes.
 //!
 //! Numbers in the attributes of netfilter are big-endian; lengths and types are in host byte order. Pure.
 
@@ -84,7 +84,7 @@ impl Writer {
         self.bytes.clear();
     }
 
-    /// An attribute that contains those that `inner` writes.
+    /// Appends an attribute whose value is the attributes that `inner` writes.
     pub fn nest(&mut self, kind: u16, inner: impl FnOnce(&mut Self)) -> &mut Self {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(&[0; HEADER]);
@@ -101,7 +101,8 @@ impl Writer {
 pub struct Attribute<'a> {
     /// Without flags.
     pub kind: u16,
-    /// Whether it has the flag of an attribute that contains attributes. The kernel does not always set it.
+    /// Whether the header has the flag NLA_F_NESTED. The kernel does not set it in every attribute that contains
+    /// attributes.
     pub is_nested: bool,
     pub value: &'a [u8],
 }

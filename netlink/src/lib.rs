@@ -13,7 +13,8 @@
 //!
 //! A pure file decides or converts; a shell does input and output.
 //!
-//! Messages of netfilter are our own (ADR 1). Those about links and routing are the types of [`packet_route`].
+//! This crate encodes the messages of netfilter itself (ADR 1). Messages about links and routing are types of
+//! [`packet_route`].
 
 pub mod attribute;
 pub mod conntrack;

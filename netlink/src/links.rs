@@ -50,7 +50,7 @@ impl Link {
     }
 
     /// The address to send from. It is an IPv4 address if the link has one. Otherwise a link-local address comes first,
-    /// because it does not change with prefixes.
+    /// because it stays the same when the prefix of the network changes.
     pub fn source_address(&self) -> Option<IpAddr> {
         let all = || self.addresses.iter().map(IpNet::addr);
         all().find(IpAddr::is_ipv4).or_else(|| all().find(is_link_local)).or_else(|| all().next())
@@ -74,7 +74,7 @@ pub fn has_neighbours(addresses: &[IpNet]) -> bool {
 pub struct LinkTable {
     /// The links that [`decode_link`] returns, without their addresses. Some of them may have no neighbours.
     links: Links,
-    /// The usable addresses and the others, both in the order of the kernel.
+    /// The usable addresses of each link and its unusable ones, by index, both in the order of the kernel.
     addresses: BTreeMap<u32, (Vec<IpNet>, Vec<IpNet>)>,
 }
 

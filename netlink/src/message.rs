@@ -1,5 +1,5 @@
 //! Netlink messages. Each has a header with length, type and sequence number, then the header of its subsystem, then
-//! attributes. The subsystem is netfilter, or links, routes and rules. Pure.
+//! attributes. The subsystem is either netfilter or routing (links, addresses, routes and rules). Pure.
 //!
 //! A transaction is a sequence of messages between *batch begin* and *batch end*. The kernel executes all of them or
 //! none.
@@ -33,7 +33,7 @@ const BATCH_GENID: u16 = 1;
 const ERROR_MESSAGE: u16 = 1;
 const ERROR_OFFSET: u16 = 2;
 
-/// A message without its sequence number, which is added when it is sent.
+/// A message without a sequence number. [`Message::encode`] adds the number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
     kind: u16,
@@ -65,7 +65,7 @@ impl Message {
         Self { kind: message.message_type(), flags: flags | REQUEST, body }
     }
 
-    /// A message that begins or ends a batch. Its netfilter header contains the subsystem as the resource.
+    /// A message that begins or ends a batch. The field `res_id` of its netfilter header is the subsystem.
     fn batch(kind: u16, fill: impl FnOnce(&mut Writer)) -> Self {
         let [high, low] = u16::from(NFTABLES).to_be_bytes();
         Self::with_header(kind, 0, [0, 0, high, low], fill)

@@ -1,6 +1,6 @@
 //! Routes and rules of policy routing: requests, and objects from answers. Pure.
 //!
-//! This file decodes only the parts that a copy of a route needs, or that distinguish a rule of Landfall.
+//! This file decodes only the parts that a copy of a route needs, or that distinguish Landfall's rules from others.
 
 use std::net::IpAddr;
 
@@ -190,7 +190,7 @@ impl Rule {
                 RuleAttribute::FwMark(mark) => rule.mark = *mark,
                 RuleAttribute::FwMask(mask) => rule.mask = *mask,
                 RuleAttribute::Protocol(protocol) => rule.protocol = (*protocol).into(),
-                // With this value, no route is ignored because of the length of its prefix.
+                // This value (-1) suppresses no prefix length, so it is no condition.
                 RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
                 _ => rule.plain = false,
             }

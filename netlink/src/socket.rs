@@ -39,7 +39,7 @@ pub enum NetlinkError {
         #[source]
         source: io::Error,
     },
-    /// There is no answer, so the request may have been executed or not.
+    /// There is no answer, so it is unknown whether the kernel executed the request.
     #[error("no answer from the kernel, its state is unknown")]
     Receive(#[source] io::Error),
     #[error("the kernel refused{}, nothing changed", in_parentheses(.text))]
@@ -111,8 +111,8 @@ impl Socket {
         // With these options, an error from the kernel has an explanation and no copy of the request. They only improve
         // messages, so a failure to set them is ignored.
         let _ = (socket.set_cap_ack(true), socket.set_ext_ack(true));
-        // If this process is permitted to exceed the system's limit, the buffer has this size. Otherwise that limit
-        // applies.
+        // The first option exceeds the limit of the system, but needs CAP_NET_ADMIN. The second one stays below the
+        // limit.
         let _ = setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)
             .or_else(|_| setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER));
         Ok(Self { socket, sequence: 0, send_buffer: SEND_BUFFER, buffer: vec![0; DATAGRAM] })
@@ -133,7 +133,8 @@ impl Socket {
         let mut bytes = Vec::with_capacity(messages.iter().map(Message::size).sum::<usize>() + 64);
         Message::begin(generation).encode(first, &mut bytes);
         for (index, message) in messages.iter().enumerate() {
-            // The kernel answers each failed message. It always answers the last one, after the commit.
+            // The kernel answers each failed message. Because of the flag, it also answers the last message, after the
+            // commit.
             let is_last = index + 1 == messages.len();
             let sequence = number(index + 1);
             if is_last {

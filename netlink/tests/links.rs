@@ -22,8 +22,8 @@ use tokio::time::timeout;
 /// The bound of each wait for a change.
 const SOON: Duration = Duration::from_secs(20);
 
-/// A node with the link `eth0` and a bridge with a port, and the other ends of its links. Its further links are
-/// not listed at first: one without ARP, one without Ethernet, and one with a host prefix only.
+/// A node, and a namespace with the other ends of its links. The node has `eth0` and a bridge with a port. Its other
+/// links are not listed at first: one has no ARP, one no Ethernet, and one only a host prefix.
 fn node() -> (Namespace, Namespace) {
     let (node, other) = (Namespace::new().expect("a namespace"), Namespace::new().expect("a namespace"));
     for link in ["eth0", "eth1", "port", "pod"] {
@@ -139,19 +139,19 @@ fn an_address_is_usable_after_duplicate_detection() {
         #[allow(unsafe_code)]
         let descriptor = unsafe { BorrowedFd::borrow_raw(notifications.as_raw_fd()) };
         let begun = Instant::now();
-        let expected = |list: &[IpNet], host: u16| {
+        let contains_host = |list: &[IpNet], host: u16| {
             list.iter().any(|net| net.addr() == IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, host]))
         };
         let mut was_unusable = false;
         loop {
             let links = table.links();
             if let Some(link) = links.values().next() {
-                was_unusable |= expected(&link.unusable, 2);
+                was_unusable |= contains_host(&link.unusable, 2);
                 // The first address stays unusable, because the other host has it.
-                if expected(&link.addresses, 2) && expected(&link.unusable, 1) {
+                if contains_host(&link.addresses, 2) && contains_host(&link.unusable, 1) {
                     break;
                 }
-                assert!(!expected(&link.addresses, 1), "a duplicate is usable: {links:?}");
+                assert!(!contains_host(&link.addresses, 1), "a duplicate is usable: {links:?}");
             }
             assert!(begun.elapsed() < SOON, "{links:?}");
             let mut all = [PollFd::new(descriptor, PollFlags::POLLIN)];
@@ -176,7 +176,7 @@ fn lost_notifications_are_reported_and_a_list_replaces_them() {
         assert!(!follow_links(&notifications, &mut table), "some are lost");
         table = list_links(&mut socket).expect("links");
         assert!(follow_links(&notifications, &mut table), "nothing is waiting any longer");
-        // The kernel adds a link-local IPv6 address by itself, which is usable a second later.
+        // The kernel itself adds a link-local IPv6 address, which becomes usable a second later. It is not counted.
         let count = |link: Link| link.addresses.iter().filter(|net| net.addr().is_ipv4()).count();
         assert_eq!(table.links().into_values().map(count).collect::<Vec<_>>(), [2000]);
     });
