@@ -113,7 +113,7 @@ pub struct Eligibility {
     limit: usize,
 }
 
-/// The least `limit` after a removal of unused sets. So removals are not frequent while there are few sets.
+/// The lowest `limit` after a removal of unused sets. It keeps removals rare while there are few sets.
 const FEW_SETS: usize = 64;
 
 impl Eligibility {

@@ -173,8 +173,8 @@ impl fmt::Display for NoCandidateReason {
                  or create another L2Advertisement"
             }
             Self::NodesNotSelected => {
-                "the L2Advertisements that select it select no node: see their nodeSelectors and the labels of the \
-                 nodes"
+                "L2Advertisements select its pool and this Service, and none of them selects a node: see their \
+                 nodeSelectors and the labels of the nodes"
             }
             Self::Several => {
                 "no node satisfies the L2Advertisements, the labels of nodes and the endpoints at the same time: see \
