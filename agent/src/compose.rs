@@ -22,7 +22,7 @@ pub(crate) use stores::Stores;
 /// The input of a node's dataplane.
 #[derive(Clone, Debug)]
 pub struct DataplaneInput {
-    /// The snapshot, without dead nodes: only speakers detect them.
+    /// The snapshot. Its set of dead nodes is empty, because only speakers detect dead nodes.
     pub snapshot: dataplane::Snapshot,
     /// Whether the cluster has a node of this name.
     pub is_known: bool,

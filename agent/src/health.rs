@@ -36,10 +36,10 @@ const CHECK_PERIOD: Duration = Duration::from_secs(2);
 /// The shortest time between two updates of the answers. The cluster may cause thousands of updates per second.
 const UPDATE_PERIOD: Duration = Duration::from_millis(250);
 
-/// The agent opens a needed port at this check, if no other proxy has taken the port by then.
+/// The number of the check at which the agent opens a needed port, if no other proxy has taken the port by then.
 const OPENING_CHECK: u8 = 2;
 
-/// The number of local endpoints, in a header, as kube-proxy sends it.
+/// The header with the number of local endpoints, as kube-proxy sends it.
 const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
 
 /// The answers by port.

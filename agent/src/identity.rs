@@ -42,6 +42,6 @@ pub(crate) async fn cluster_uid(client: &Client) -> String {
 
 /// Returns a random number for this start of the agent. Peers forget the claims of an earlier incarnation.
 pub(crate) fn incarnation() -> u64 {
-    // The random seed of hash maps in the standard library, which needs no dependency.
+    // The number is the random seed of hash maps in the standard library, so no further dependency is needed.
     RandomState::new().build_hasher().finish()
 }

@@ -46,7 +46,7 @@ const BURST: usize = 100;
 /// The time in which the speaker sends most of its announcements after a burst of moves.
 const BURST_PAUSE: Duration = Duration::from_secs(1);
 
-/// The minimum time from one comparison to the next: this time, and again this time for every [`ADDRESSES_PER_PAUSE`]
+/// The minimum time from one comparison to the next. The same time is added for every [`ADDRESSES_PER_PAUSE`]
 /// addresses. A comparison visits all addresses, and takes milliseconds for thousands of them. While many addresses
 /// move, the speaker needs the CPU.
 const COMPARISON_PAUSE: Duration = Duration::from_millis(100);

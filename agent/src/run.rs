@@ -85,7 +85,7 @@ where
         },
         stop = stop => stop?,
     }
-    // The speaker requests that its peers take over its addresses. So they need not detect its death first.
+    // The speaker requests that its peers take over its addresses, so that they need not detect its death first.
     speaker.leave.notify_one();
     let is_uninstalled = timeout(STOP_TIMEOUT, async {
         let _ = speaker.left_rx.await;

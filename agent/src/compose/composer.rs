@@ -6,7 +6,7 @@
 //! ```
 //!
 //! From this node's links, the task also derives the links that need a reply path, and sends them to the reply paths.
-//! It is one task, which waits only for these inputs. Its future can be dropped at any time.
+//! All this is one task. It waits only for these inputs, and its future can be dropped at any time.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -23,9 +23,9 @@ use super::composition::{Composition, reply_links};
 use super::stores::Stores;
 use crate::channels::{Channels, send_if_new};
 
-/// The first snapshot of the dataplane waits at most for this time until all nodes that may be on this node's links
-/// have been heard. The time suffices to receive the key, and some Hellos of each node. Meanwhile the kernel keeps
-/// spreading frames as before the start.
+/// The longest wait for Hellos before the first snapshot of the dataplane. The composer waits until all nodes that may
+/// be on this node's links have been heard. This time suffices to receive the key, and some Hellos of each node.
+/// Meanwhile the kernel keeps spreading frames as before the start.
 const FIRST_HELLOS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Sends each new snapshot to its receiver.

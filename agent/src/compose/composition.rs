@@ -30,7 +30,7 @@ pub(crate) struct Composition {
     neighbours: Option<Neighbours>,
     /// The options of a Service that specifies none. Most Services share them.
     default_options: Arc<ServiceOptions>,
-    /// Dead nodes and reply paths are set by the owner of this composition.
+    /// The owner of this composition sets the dead nodes and the reply paths.
     pub(super) dataplane: dataplane::Snapshot,
     eligibility: Eligibility,
     pub(super) speaker: speaker::Snapshot,

@@ -31,8 +31,9 @@ pub(crate) struct Stores {
 /// The links of other nodes, from their NodeNetworks.
 ///
 /// The first snapshot waits for the first list. Until then, the kernel keeps spreading frames as before the start of
-/// the agent. A snapshot without these links would stop the spreading and break connections. If the list does not
-/// arrive (the role may not permit it), the agent gives up after [`API_TIMEOUT`], and spreads nothing until it arrives.
+/// the agent. A snapshot without these links would stop the spreading and break connections. If no list arrives within
+/// [`API_TIMEOUT`], for example because the role does not permit it, the first snapshot no longer waits. Then the agent
+/// spreads nothing until the list arrives.
 #[derive(Clone)]
 pub(crate) struct PeerLinkStore {
     pub(crate) store: Store<String, crds::PeerLinks>,

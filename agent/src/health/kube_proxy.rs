@@ -27,7 +27,7 @@ fn has_listener_in(path: &str) -> bool {
 fn is_taken(port: u16) -> bool {
     let bind = |socket: io::Result<TcpSocket>, address: IpAddr| {
         let socket = socket?;
-        // With this option, the port is free for the kernel if only accepted connections of a former listener use it.
+        // With this option, connections that a former listener accepted do not keep the port taken.
         socket.set_reuseaddr(true)?;
         socket.bind((address, port).into())
     };
@@ -37,7 +37,7 @@ fn is_taken(port: u16) -> bool {
 }
 
 /// Whether a socket of this table listens at `port`. `/proc/net/tcp` has listening sockets before all others
-/// (Documentation/networking/proc_net_tcp.rst). The others may be a hundred thousand, so they are not read.
+/// (Documentation/networking/proc_net_tcp.rst). There may be a hundred thousand others, so they are not read.
 fn has_listener(table: impl BufRead, port: u16) -> bool {
     let sockets = table.lines().skip(1).map_while(Result::ok);
     let mut listening = sockets.map_while(|line| {

@@ -30,7 +30,7 @@ use crate::config::API_TIMEOUT;
 /// Our name in `metadata.managedFields`.
 const FIELD_MANAGER: &str = "landfall-controller";
 
-/// The pause after a write, in which the watch reports its result, and after a failure.
+/// The pause after a write or a failure. Meanwhile the watch reports the result of the write.
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// How long the first answer may take before the Secret is reported as unreadable.
@@ -157,8 +157,8 @@ fn new_secret(fields: &Value) -> Secret {
 /// A key from the operating system's random source.
 fn random_key(random: &SystemRandom) -> [u8; LENGTH] {
     let mut key = [0; LENGTH];
-    // Blocks until the kernel is seeded. Without a random source this process ends, because a key that can be guessed
-    // is worse than no key.
+    // Blocks until the random source of the kernel is seeded. Without a random source this process ends, because a key
+    // that can be guessed is worse than no key.
     random.fill(&mut key).expect("invariant: the kernel has a random source");
     key
 }

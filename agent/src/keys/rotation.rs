@@ -8,8 +8,8 @@
 //!
 //! Each version of the Secret shares an entry with every version of the last [`OVERLAP`]. So two nodes have a key in
 //! common if the versions that they know are less than [`OVERLAP`] apart. Speakers also accept a removed key for
-//! [`speaker::wire::seal::GRACE`]. A user may delete the Secret, or replace all its keys in one step. Then only a node
-//! that receives the change later than the others by more than that grace is separated.
+//! [`speaker::wire::seal::GRACE`]. A user may delete the Secret, or replace all its keys in one step. Then a node loses
+//! contact with the others only if it receives the change later than they do by more than this grace.
 //!
 //! Several controllers may run this at once. The API server creates a Secret only once, and every other write names the
 //! version that it changes. A request stays in the Secret until it is fulfilled, so a crash between two steps loses
@@ -26,13 +26,14 @@ use super::secret::{RETIRE, RETIRE_AFTER, ROTATE, SecretView};
 /// valid key; a leaked key stays usable for this time. To revoke a key sooner, delete the Secret.
 pub(crate) const OVERLAP: i64 = 3600;
 
-/// The length of a key in bytes: that of the hash, since a longer key would not be stronger (RFC 2104 §3).
+/// The length of a key in bytes. It is the length of the hash, because a longer key would not be stronger (RFC 2104
+/// §3).
 pub(crate) const LENGTH: usize = 32;
 
 /// What to do next.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Step {
-    /// Nothing before this time; `None`: nothing before the Secret changes.
+    /// Do nothing before this time; `None`: do nothing before the Secret changes.
     Wait(Option<Timestamp>),
     /// Create the Secret with these fields.
     Create(Value),

@@ -25,7 +25,8 @@ pub(super) fn encode_services(traffic: &TrafficReport, to: &mut Exposition<'_>) 
     if traffic.packets_counted {
         let packets = Counter { name: "service_packets", help: "Packets from clients to a Service" };
         encode_family(traffic, to, &packets, &[(None, |numbers| numbers.packets)])?;
-        let bytes = Counter { name: "service_bytes", help: "Bytes of these packets, including the IP header" };
+        let bytes =
+            Counter { name: "service_bytes", help: "Bytes of packets from clients to a Service, with IP headers" };
         encode_family(traffic, to, &bytes, &[(None, |numbers| numbers.bytes)])?;
     }
     let help = "New connections sent to an endpoint or to the Service proxy";
@@ -75,7 +76,7 @@ pub(super) fn encode_programming(counters: &dataplane::Counters, to: &mut Exposi
     let help = "Elements of Landfall's tables that were added, removed or changed";
     to.counter("program_changes", help, counters.changed_elements)?;
     to.counter("program_failures", "Failed attempts to program the kernel", counters.failed_steps)?;
-    let help = "How often another program had changed a table of Landfall, which was repaired";
+    let help = "Repairs of Landfall's tables after another program had changed them";
     to.counter("program_repairs", help, counters.repairs)?;
     let help = "Duration of a change of Landfall's tables in the kernel";
     let unit = Some(&Unit::Seconds);

@@ -66,7 +66,7 @@ pub(super) fn encode_hellos(counters: &speaker::Counters, to: &mut Exposition<'_
 pub(super) fn encode_takeovers(counters: &speaker::Counters, to: &mut Exposition<'_>) -> fmt::Result {
     to.counter("announcements_begun", "Addresses that this node started to announce", counters.announced)?;
     to.counter("announcements_ended", "Addresses that this node stopped announcing", counters.withdrawn)?;
-    let help = "Addresses taken over from another node, by the silence of that node before, and by cause";
+    let help = "Takeovers of addresses from another node, by the time since the last Hello of that node, and by cause";
     let unit = Some(&Unit::Seconds);
     let mut family = to.0.encode_descriptor("takeover_silence", help, unit, MetricType::Histogram)?;
     Cause::ALL.into_iter().try_for_each(|cause| {

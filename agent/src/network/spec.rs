@@ -24,8 +24,9 @@ pub(super) fn for_network(links: &Links, gateways: &BTreeSet<IpAddr>, accepts_fr
     NodeNetworkSpec { links, gateways: gateways.iter().take(MAX_ITEMS).map(ToString::to_string).collect() }
 }
 
-/// The addresses of a link except IPv6 link-local ones, at most [`MAX_ADDRESSES`]. One address of each network comes
-/// first, because other nodes find their neighbours by the networks. A network of one address has no neighbours.
+/// The addresses of a link except IPv6 link-local ones, at most [`MAX_ADDRESSES`]. The selection begins with one
+/// address of each network, because other nodes find their neighbours by the networks. A network of one address has no
+/// neighbours, so its address is selected last.
 fn addresses(link: &Link) -> BTreeSet<IpNet> {
     let nets: BTreeSet<IpNet> = link.addresses.iter().chain(&link.unusable).copied().collect();
     let mut networks = BTreeSet::new();

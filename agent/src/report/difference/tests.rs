@@ -42,8 +42,8 @@ fn state<'a>(announcements: &'a Announcements, conflicts: &'a Conflicts, forward
     NodeState { node: "me", announcements, conflicts, forwarding, gaps: &NO_GAPS }
 }
 
-/// The difference that node `me` writes to `record` at second 1. It announces the address with the epoch `own`, and
-/// observes the conflict `seen`.
+/// The difference that node `me` writes to `record` at second 1. The node announces the address with the epoch `own`,
+/// and observes the conflict `seen`.
 fn difference_of(own: Option<u64>, seen: Option<(u8, bool)>, record: Record) -> Option<Difference> {
     let since = second(1).0;
     let announcement = |epoch| Announcement { link: "eth0".into(), epoch, since, moved: None };

@@ -60,7 +60,7 @@ fn objects() -> Observed {
 }
 
 #[test]
-fn other_services_and_records_being_deleted_are_left_out() {
+fn only_load_balancers_and_existing_records_are_composed() {
     let mut composition = objects().composition("n1");
     composition.dataplane.dead = BTreeSet::from(["n2".into()]);
     let (dataplane, speaker) = (&composition.dataplane, &composition.speaker);
