@@ -4,7 +4,7 @@ use anyhow::Context;
 use clap::Args;
 use kube::{Client, Config};
 
-/// How to find the API server. As kubectl does: by `$KUBECONFIG` or `~/.kube/config`, and in a pod by its service
+/// How to find the API server: as kubectl does, by `$KUBECONFIG` or `~/.kube/config`, or in a pod by its service
 /// account.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Connection")]

@@ -1,7 +1,8 @@
 //! The one binary of Landfall: the controller, the node agent, and the commands for users.
 //!
-//! It composes the libraries: `controller` assigns addresses; `agent` runs `dataplane`, which makes the kernel forward
-//! them, and `speaker`, which announces them. This crate has the options, the client, the log and the HTTP server.
+//! The binary composes the libraries: `controller` assigns addresses; `agent` runs `dataplane`, which makes the kernel
+//! forward them, and `speaker`, which announces them. This crate has the options, the client, the log and the HTTP
+//! server.
 
 mod agent_command;
 mod cli;

@@ -1,6 +1,6 @@
 //! `landfall node --dry-run`: the nftables rules of a node as text, from the current objects.
 //!
-//! It observes, composes and plans as the agent does, but applies nothing.
+//! The command observes, composes and plans as the agent does, but applies nothing.
 
 use agent::DataplaneInput;
 use anyhow::Result;

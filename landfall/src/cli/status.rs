@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 use super::output::print;
 use crate::client::Connection;
 
-/// The maximal number of holders of an address that the table names. It counts the others.
+/// The table names at most this number of holders of an address, and counts the others.
 const NAMED_HOLDERS: usize = 5;
 
 /// The reasons of the condition `Forwarding` that need no note: Landfall forwards to the endpoints, without a problem.
@@ -176,8 +176,8 @@ fn service_notes(service: &Service) -> String {
     let failed = ours.clone().find(|condition| condition.status != "True");
     match failed.or_else(|| ours.clone().find(has_unusual_reason)) {
         Some(condition) => format!("{}: {}", condition.reason, condition.message),
-        // A Service without a class may lack a condition because Landfall does not serve it: an option of the
-        // controller decides that.
+        // A Service without a class may lack a condition because Landfall does not serve it. An option of the
+        // controller decides whether Landfall serves Services without a class.
         None if service.class.is_some() && ours.count() == 0 => {
             "no condition yet; check that a controller runs: kubectl -n landfall-system get pods".to_owned()
         }

@@ -95,7 +95,7 @@ pub(crate) async fn run(connection: &Connection, options: UninstallOptions) -> a
     print("removed Landfall\n")
 }
 
-/// A kind of objects that can be listed and deleted.
+/// A kind of object that can be listed and deleted.
 trait Object: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug {}
 
 impl<K: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug> Object for K {}
@@ -104,7 +104,7 @@ impl<K: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug> Object fo
 struct OurService {
     service: Service,
     /// Whether Landfall wrote an address and the finalizer to the Service, and not only a condition. If false, an
-    /// address and a finalizer may be those of another provider.
+    /// address or a finalizer of the Service may belong to another provider.
     has_address: bool,
 }
 
