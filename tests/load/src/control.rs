@@ -1,8 +1,8 @@
 //! The control of a run: how late the machine itself was.
 //!
 //! Two measurements run beside the load. A thread sleeps for a millisecond again and again, and records its late
-//! wake-ups. And the same tries go to a target that the system under test does not forward to, such as a
-//! [`crate::Server`] on a node's own address.
+//! wake-ups. The same tries are also sent to a target that bypasses the system under test, such as a [`crate::Server`]
+//! on a node's own address.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +17,7 @@ use crate::worker::Clock;
 /// Planned length of a sleep.
 const SLEEP: Duration = Duration::from_millis(1);
 
-/// Wake-ups that are less late are not recorded: timers of the kernel are no more precise.
+/// A wake-up that is at most this late is not recorded, because the timers of the kernel are not more precise.
 const PRECISION: Duration = Duration::from_millis(1);
 
 /// A late wake-up.
@@ -25,7 +25,7 @@ const PRECISION: Duration = Duration::from_millis(1);
 pub struct Wakeup {
     /// When the thread woke up.
     pub at: Duration,
-    /// How late that was.
+    /// How late the thread woke up.
     pub late: Duration,
 }
 
@@ -34,12 +34,13 @@ pub struct Wakeup {
 pub struct Control {
     /// Late wake-ups, in order.
     pub wakeups: Vec<Wakeup>,
-    /// The tries past the system under test, if there were any.
+    /// The tries that bypass the system under test, if there were any.
     pub tries: Option<Record>,
 }
 
 impl Control {
-    /// How late the machine was in this time: the latest wake-up, or the slowest answer to a try of the control.
+    /// How late the machine was in this span of time: the latest wake-up, or the slowest answer to a try of the
+    /// control.
     pub fn lateness(&self, span: Gap) -> Duration {
         let touches = |from: Duration, to: Duration| from <= span.to && to >= span.from;
         let wakeups = self.wakeups.iter().filter(|one| touches(one.at.saturating_sub(one.late), one.at));
@@ -62,7 +63,7 @@ pub struct WakeupThread {
 }
 
 impl WakeupThread {
-    /// Starts it. It ends when it is stopped or dropped.
+    /// Starts the thread. It ends when this value is stopped or dropped.
     pub fn start(clock: Clock) -> Self {
         let (stop, wakeups) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
         let thread = {
@@ -87,7 +88,7 @@ impl WakeupThread {
         std::mem::take(&mut self.wakeups.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Stops it, and returns the late wake-ups since the last call of [`WakeupThread::take_wakeups`].
+    /// Stops the thread, and returns the late wake-ups since the last call of [`WakeupThread::take_wakeups`].
     ///
     /// # Errors
     /// If the thread panicked.

@@ -1,4 +1,4 @@
-//! Sends numbered datagrams of one flow at a fixed rate. Finds lost, duplicated and reordered ones, and answers by
+//! Sends numbered datagrams of one flow at a fixed rate. Finds lost, duplicated and reordered datagrams, and answers of
 //! another server.
 
 use std::collections::BTreeMap;
@@ -62,7 +62,7 @@ pub struct DatagramReport {
     pub duplicated: usize,
     /// Answers that came after the answer to a later datagram.
     pub reordered: usize,
-    /// When another server than before answered, and its name.
+    /// When an answer came from another server than the answer before, and the name of that server.
     pub moves: Vec<(Duration, String)>,
     /// ICMP errors.
     pub errors: usize,
@@ -115,7 +115,8 @@ async fn send_all(plan: DatagramPlan, clock: Clock, mut stop_rx: watch::Receiver
             _ = ticks.tick() => {
                 let number = log.sent.len() as u64;
                 log.sent.push(clock.now());
-                // An error belongs to an earlier datagram, or this one is lost: it is recorded as sent in both cases.
+                // Either the error belongs to an earlier datagram, or this datagram is lost. It is recorded as sent in
+                // both cases.
                 log.errors += usize::from(socket.send(request(number).as_bytes()).await.is_err());
             }
             received = socket.recv(&mut buffer) => log.add(received.ok().map(|length| &buffer[..length]), clock.now()),
@@ -181,7 +182,8 @@ fn evaluate(log: &SocketLog, plan: DatagramPlan) -> DatagramReport {
 mod tests {
     use super::*;
 
-    /// Three datagrams at 0, 10 and 20 ms. Returns the lost, duplicated and reordered ones, and the moves.
+    /// The results of three datagrams, sent at 0, 10 and 20 ms, with these answers: the numbers of lost, duplicated and
+    /// reordered datagrams, and of moves.
     fn counts(answers: &[(u64, u64, &str)]) -> (usize, usize, usize, usize) {
         let ms = Duration::from_millis;
         let arrival = |(at, number, server): &(u64, u64, &str)| Arrival {

@@ -12,7 +12,7 @@ use tokio::net::{TcpStream, UdpSocket};
 
 use crate::record::Outcome;
 
-/// An answer is never longer: a name of a pod, an address and a number.
+/// The greatest length of an answer in bytes. It contains the name of a pod, an address and a number.
 const LONGEST_ANSWER: usize = 512;
 
 /// The protocol of requests.
@@ -51,7 +51,7 @@ pub(crate) fn outcome_of(error: &io::Error) -> Outcome {
 /// Sends one request over a new connection. Returns the server, and whether the kernel had to send a packet again.
 pub(crate) async fn query_tcp(target: SocketAddr, number: u64) -> io::Result<(String, Outcome)> {
     let mut stream = TcpStream::connect(target).await?;
-    // Reset at its end: connections in TIME_WAIT would use up the ports.
+    // The connection ends with a reset, because connections in TIME_WAIT would use up the ports.
     stream.set_zero_linger()?;
     stream.set_nodelay(true)?;
     let (server, answered) = query_on(&mut stream, number).await?;

@@ -1,7 +1,7 @@
 //! Holds connections open, and sends numbered requests on each.
 //!
-//! Each connection must be answered in order and by the same server. A request without an answer breaks its connection:
-//! it is never opened again.
+//! Each connection must be answered in order and by the same server. A connection with an unanswered request counts as
+//! broken, and is not opened again.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -19,7 +19,7 @@ use crate::exchange::{outcome_of, query_on, retransmissions};
 use crate::record::{Outcome, Record, Try};
 use crate::worker::{Clock, Worker, wait_for_stop};
 
-/// Connections that are opened at the same time.
+/// The number of connections that are opened at the same time.
 const OPENED_AT_ONCE: usize = 64;
 
 /// Connections to hold open.
@@ -38,7 +38,7 @@ pub struct OpenFlows {
 }
 
 impl OpenFlows {
-    /// Connections with two requests per second. An answer may be retransmitted for 4 s.
+    /// Connections with two requests per second each. The timeout of 4 s leaves time for retransmissions.
     pub fn new(target: SocketAddr, count: usize) -> Self {
         let interval = Duration::from_millis(500);
         Self { target, count, interval, idle: None, timeout: Duration::from_secs(4) }
@@ -103,7 +103,7 @@ pub struct BrokenFlow {
     pub server: String,
     /// When it was seen to be broken.
     pub at: Duration,
-    /// Why.
+    /// Why it broke.
     pub why: FlowBreak,
 }
 
@@ -112,14 +112,15 @@ pub struct BrokenFlow {
 pub struct FlowReport {
     /// The number of connections.
     pub flows: usize,
-    /// Those that broke, in order of time.
+    /// The connections that broke, in order of time.
     pub broken: Vec<BrokenFlow>,
-    /// All requests on them. The first one of each connection is not among them.
+    /// All requests except the first one of each connection.
     pub requests: Record,
 }
 
 impl FlowReport {
-    /// Reasons of a failure: broken connections, except those to servers that were to end. Empty if there are none.
+    /// Reasons of a failure: broken connections, except those to servers whose connections may break because the test
+    /// ends these servers. Empty if there are none.
     pub fn reasons(&self, may_break: impl Fn(&str) -> bool) -> Vec<String> {
         let broken: Vec<&BrokenFlow> = self.broken.iter().filter(|flow| !may_break(&flow.server)).collect();
         let first = broken.first();
@@ -199,8 +200,8 @@ async fn open_one(plan: OpenFlows) -> Result<Flow> {
     timeout(plan.timeout, open).await.with_context(|| format!("no answer from {}", plan.target))?
 }
 
-/// Sends requests at the interval until it is stopped, and a last one then. Returns all tries, and why the connection
-/// broke, if it did.
+/// Sends requests at the interval until the stop, and then a last one. Returns all tries, and why the connection broke,
+/// if it did.
 async fn hold(
     plan: OpenFlows,
     clock: Clock,

@@ -5,7 +5,7 @@
 //! | [`record`] | a try, the record of all tries, and figures from it: loss, percentiles, longest gap, slow tries |
 //! | [`verdict`] | record, control and bounds → passed, failed, or the machine was late |
 //! | [`outage`] | the outages of a repeated fault, and their bounds |
-//! | [`control`] | the control: tries past the system under test, and late wake-ups of a thread |
+//! | [`control`] | the control: tries that bypass the system under test, and late wake-ups of a thread |
 //! | [`tries`] | sends one request per new connection, or per datagram from a new port, at a fixed rate |
 //! | [`flows`] | holds connections open, and sends numbered requests on them |
 //! | [`datagrams`] | sends numbered datagrams of one flow at a fixed rate |

@@ -1,8 +1,9 @@
 //! Outages after a fault that is caused again and again, and the bounds for all of them. Pure.
 //!
-//! An outage begins with the fault; if later tries are still answered, the command had no effect yet, and the outage
-//! begins with the last of these tries. It ends with the first answer from which on every try is answered at its first
-//! attempt. So neither a short answer in between nor a retransmission ends it.
+//! An outage begins with the fault. If later tries are still answered before the first lost one, the fault had no
+//! effect until then, so the outage begins with the last of these tries. It ends with the first answer after the last
+//! lost try. A try that is answered only after a retransmission counts as lost. So neither an answer in between nor a
+//! retransmission ends the outage.
 
 use std::fmt;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use crate::record::{Gap, Outcome, Record, Try, percentile};
 /// The outage after one fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outage {
-    /// From its begin to its end. Zero if no try was lost.
+    /// From the beginning to the end. Zero if no try was lost.
     pub length: Duration,
     /// How late the machine was meanwhile.
     pub lateness: Duration,
@@ -26,18 +27,18 @@ pub enum FaultResult {
     Recovered(Outage),
     /// The last tries of the observation were lost as well.
     StillLost,
-    /// The machine was too late to show anything: repeat the fault.
+    /// The machine was so late that the result shows nothing: the fault must be repeated.
     MachineLate(String),
 }
 
 /// Bounds of the outages of all repetitions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutageBounds {
-    /// Of the median. No lateness is added.
+    /// The bound of the median. No lateness is added.
     pub p50: Duration,
-    /// Of each outage, plus the lateness of the machine at that time.
+    /// The bound of each outage. The lateness of the machine at that time is added.
     pub max: Duration,
-    /// Greatest lateness of the machine. A fault at a later machine is repeated.
+    /// Greatest lateness of the machine. If the machine was later, the fault is repeated.
     pub lateness: Duration,
     /// Greatest number of repeated faults. More show that the machine is too busy.
     pub repeats: usize,
@@ -49,7 +50,7 @@ pub fn fault_result(record: &Record, control: &Control, observed: Gap, bounds: &
     let outage = find_outage(record, observed);
     let lateness = control.lateness(outage.unwrap_or(observed));
     if lateness > bounds.lateness {
-        return FaultResult::MachineLate(format!("it was {lateness:.1?} late, at most {:?}", bounds.lateness));
+        return FaultResult::MachineLate(format!("it was {lateness:.1?} late; the bound is {:?}", bounds.lateness));
     }
     // Lost tries of the control show that the machine loses packets or time by itself.
     if let Some(tries) = control.tries.as_ref().filter(|tries| tries.lost_at_first() > 0 || tries.tries.is_empty()) {
@@ -101,18 +102,20 @@ impl Outages {
         let mut reasons = Vec::new();
         let p50 = self.percentile(0.5);
         if p50 > bounds.p50 {
-            reasons.push(format!("the median of the outages is {p50:.1?}, at most {:?}", bounds.p50));
+            reasons.push(format!("the median of the outages is {p50:.1?}; the bound is {:?}", bounds.p50));
         }
         for (number, Outage { length, lateness }) in (1..).zip(&self.outages) {
             if *length > bounds.max + *lateness {
                 let max = bounds.max;
-                reasons
-                    .push(format!("outage {number} is {length:.1?}, at most {max:?} and {lateness:.1?} of lateness"));
+                reasons.push(format!(
+                    "outage {number} is {length:.1?}; the bound is {max:?} and {lateness:.1?} of lateness"
+                ));
             }
         }
         if self.repeated.len() > bounds.repeats {
             let (count, most) = (self.repeated.len(), bounds.repeats);
-            reasons.push(format!("the machine was late {count} times, at most {most}: {}", self.repeated.join("; ")));
+            reasons
+                .push(format!("the machine was late {count} times; the bound is {most}: {}", self.repeated.join("; ")));
         }
         reasons
     }
@@ -178,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_at_a_late_machine_shows_nothing() {
+    fn a_fault_on_a_late_machine_shows_nothing() {
         let late = |at, late| Control { wakeups: vec![Wakeup { at: ms(at), late: ms(late) }], tries: None };
         let tries = |tries| Control { wakeups: Vec::new(), tries: Some(tries) };
         let short = |result| match result {
@@ -214,14 +217,22 @@ mod tests {
         };
         for (why, found, expected) in [
             ("within all", outages(&[100, 200, 400], 0, 1), &[][..]),
-            ("the median", outages(&[100, 201, 201], 50, 0), &["the median of the outages is 201.0ms, at most 200ms"]),
+            (
+                "the median",
+                outages(&[100, 201, 201], 50, 0),
+                &["the median of the outages is 201.0ms; the bound is 200ms"],
+            ),
             (
                 "one is too long",
                 outages(&[100, 100, 421], 20, 0),
-                &["outage 3 is 421.0ms, at most 400ms and 20.0ms of lateness"],
+                &["outage 3 is 421.0ms; the bound is 400ms and 20.0ms of lateness"],
             ),
             ("long, but the machine was late", outages(&[100, 100, 420], 20, 0), &[]),
-            ("too many repetitions", outages(&[100], 0, 2), &["the machine was late 2 times, at most 1: busy; busy"]),
+            (
+                "too many repetitions",
+                outages(&[100], 0, 2),
+                &["the machine was late 2 times; the bound is 1: busy; busy"],
+            ),
         ] {
             assert_eq!(found.reasons(&BOUNDS), expected, "{why}");
         }

@@ -13,15 +13,15 @@ pub enum Outcome {
     Ok,
     /// Answered, but only after the client's kernel had sent a packet again: lost at the first try.
     Repeated,
-    /// A reset of the connect, or an ICMP error.
+    /// The connect was answered by a reset, or an ICMP error arrived.
     Refused,
     /// The connection broke before the answer.
     Reset,
     /// No answer within the time.
     TimedOut,
-    /// The client's kernel found no way to the address, for example no answer to ARP.
+    /// The client's kernel found no path to the address: for example, it got no answer to ARP.
     Unreachable,
-    /// An answer to another request, or no answer of this protocol.
+    /// An answer to another request, or of another protocol.
     WrongAnswer,
     /// The try was not sent: no port or no descriptor is left. It shows nothing about the target.
     NotSent,
@@ -76,7 +76,7 @@ pub struct Gap {
 }
 
 impl Gap {
-    /// Its length.
+    /// The length of the gap.
     pub fn length(self) -> Duration {
         self.to.saturating_sub(self.from)
     }
@@ -136,8 +136,8 @@ impl Record {
 
     /// All times without an answer, in order, with those at both ends of the record.
     ///
-    /// An answer counts when it arrives. So a hole of 60 ms is a gap of 60 ms, although retransmissions are answered
-    /// after it.
+    /// An answer counts at the time of its arrival, not at the start of its try. So a hole of 60 ms is a gap of 60 ms,
+    /// even if the tries in the hole are answered later, after a retransmission.
     pub fn gaps(&self) -> Vec<Gap> {
         let answered = self.tries.iter().filter(|one| one.outcome.is_answered());
         let mut times: Vec<Duration> = answered.map(|one| one.end().clamp(self.from, self.to)).collect();
@@ -152,7 +152,7 @@ impl Record {
         self.gaps().into_iter().rev().max_by_key(|gap| gap.length()).unwrap_or_default()
     }
 
-    /// The longest time without an answer that ends with one after `time`. `None` if no answer came after it.
+    /// The longest time without an answer that ends with an answer after `time`. `None` if no answer came after `time`.
     pub fn longest_gap_after(&self, time: Duration) -> Option<Gap> {
         let last = self.tries.iter().filter(|one| one.outcome.is_answered()).map(Try::end).max()?;
         let gaps = self.gaps().into_iter().filter(|gap| gap.to > time && gap.to <= last);
@@ -176,7 +176,7 @@ impl Record {
     }
 }
 
-/// The least time that this share of the times does not exceed (nearest rank), after it has sorted them. `None` without
+/// Sorts the times, and returns the least one that this share of them does not exceed (nearest rank). `None` without
 /// times.
 pub(crate) fn percentile(times: &mut [Duration], share: f64) -> Option<Duration> {
     times.sort_unstable();

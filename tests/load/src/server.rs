@@ -43,12 +43,12 @@ impl Server {
         Ok(Self { name, worker })
     }
 
-    /// All later answers come from a server of this name, on open connections as well.
+    /// Changes the name of the server in all later answers, also on open connections.
     pub fn rename(&self, name: &str) {
         name.clone_into(&mut self.name.write().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Ends it. Open connections are closed.
+    /// Stops the server, and closes open connections.
     ///
     /// # Errors
     /// If the thread failed.
@@ -86,7 +86,7 @@ async fn serve(
     }
 }
 
-/// Answers until the client leaves. Errors are the client's: it resets its connection.
+/// Answers until the client closes the connection. An error means that the client has reset it.
 async fn serve_connection(stream: TcpStream, client: SocketAddr, name: Arc<RwLock<String>>) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let (mut stream, mut line) = (BufReader::with_capacity(256, stream), Vec::new());

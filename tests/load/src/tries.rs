@@ -34,8 +34,8 @@ pub struct TryPlan {
 }
 
 impl TryPlan {
-    /// A try every 10 ms. It waits long enough for two retransmissions of a SYN, so that a record shows whether the
-    /// address is down, or lost one packet.
+    /// A try every 10 ms. The timeout is long enough for two retransmissions of a SYN. So a record distinguishes an
+    /// address that is down from one lost packet.
     pub fn new(target: SocketAddr, transport: Transport) -> Self {
         Self { target, transport, interval: Duration::from_millis(10), timeout: Duration::from_secs(4) }
     }
@@ -84,7 +84,7 @@ impl Prober {
     /// # Errors
     /// If the thread failed.
     pub fn stop(self) -> Result<Record> {
-        // The record ends here: no tries start while open ones are waited for.
+        // The record ends here, because no try starts while this function waits for open ones.
         let to = self.clock.now();
         self.worker.stop().context("send requests")?;
         let mut log = lock(&self.log);

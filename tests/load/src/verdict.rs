@@ -1,4 +1,4 @@
-//! Whether a run kept its bounds. Pure, except that [`repeat_while_late`] runs a run.
+//! Whether a run kept its bounds. Pure, except for [`repeat_while_late`], which repeats a run.
 
 use std::time::Duration;
 
@@ -20,12 +20,12 @@ pub struct Bounds {
     pub slow: usize,
     /// Least number of tries: fewer do not show a small loss.
     pub tries: usize,
-    /// Greatest lateness of the machine. A run with a later machine is repeated.
+    /// Greatest lateness of the machine. If the machine was later, the run is repeated.
     pub lateness: Duration,
 }
 
 impl Bounds {
-    /// First-try loss of planned changes: one in a thousand.
+    /// Greatest first-try loss of a planned change: one in a thousand.
     pub const PLANNED_LOSS: f64 = 0.001;
 
     /// Bounds of a planned change with this longest gap: no loss above [`Bounds::PLANNED_LOSS`], no slow answer.
@@ -50,13 +50,13 @@ pub enum Verdict {
     Passed,
     /// Bounds that were broken.
     Failed(Vec<String>),
-    /// The machine was too late to show anything: repeat the run.
+    /// The machine was so late that the run shows nothing: it must be repeated.
     MachineLate(String),
 }
 
 impl Verdict {
-    /// Adds reasons of other checks of the same run, such as broken flows. A late machine excuses them only until the
-    /// run is repeated.
+    /// Adds reasons of other checks of the same run, such as broken flows. If the machine was late, they are dropped,
+    /// because the run is repeated.
     pub fn add_reasons(self, others: Vec<String>) -> Self {
         match self {
             Self::Passed if !others.is_empty() => Self::Failed(others),
@@ -104,17 +104,18 @@ pub fn verdict(record: &Record, control: &Control, bounds: &Bounds) -> Verdict {
     }
     if record.first_try_loss() > bounds.loss {
         let share = 100.0 * record.first_try_loss();
-        reasons.push(format!("{share:.3} % lost at the first try, at most {:.3} %: {record}", 100.0 * bounds.loss));
+        reasons
+            .push(format!("{share:.3} % lost at the first try; the bound is {:.3} %: {record}", 100.0 * bounds.loss));
     }
     let most = record.interval + bounds.gap;
     let long = record.gaps().into_iter().filter(|gap| gap.length() > most);
-    // A long gap at a time of lateness can be excused where a shorter one is not.
+    // Lateness may excuse a long gap, but not a shorter gap at another time.
     let excess = |gap: &Gap| gap.length().saturating_sub(most + control.lateness(*gap));
     if let Some(gap) = long.max_by_key(excess).filter(|gap| excess(gap) > Duration::ZERO) {
         let (length, late) = (gap.length(), control.lateness(gap));
         let bound = bounds.gap;
         reasons.push(format!(
-            "no answer for {length:.1?} from {:.3?}, at most {bound:?} and {late:.1?} of lateness",
+            "no answer for {length:.1?} from {:.3?}; the bound is {bound:?} and {late:.1?} of lateness",
             gap.from
         ));
     }
@@ -122,7 +123,8 @@ pub fn verdict(record: &Record, control: &Control, bounds: &Bounds) -> Verdict {
         |started, ended, latency| latency > bounds.slow_after + control.lateness(Gap { from: started, to: ended });
     let slow = record.slow(bounds.slow_after).filter(|one| is_slow(one.started, one.end(), one.latency)).count();
     if slow > bounds.slow {
-        reasons.push(format!("{slow} answers later than {:?}, at most {}: {record}", bounds.slow_after, bounds.slow));
+        reasons
+            .push(format!("{slow} answers later than {:?}; the bound is {}: {record}", bounds.slow_after, bounds.slow));
     }
     if reasons.is_empty() { Verdict::Passed } else { Verdict::Failed(reasons) }
 }
@@ -131,14 +133,15 @@ pub fn verdict(record: &Record, control: &Control, bounds: &Bounds) -> Verdict {
 fn lateness_above(control: &Control, bounds: &Bounds) -> Option<String> {
     let lateness = control.greatest_lateness();
     if lateness > bounds.lateness {
-        return Some(format!("it was {lateness:.1?} late, at most {:?}", bounds.lateness));
+        return Some(format!("it was {lateness:.1?} late; the bound is {:?}", bounds.lateness));
     }
     let tries = control.tries.as_ref()?;
     // Lost tries of the control show that the machine loses packets or time by itself.
     (tries.first_try_loss() > bounds.loss).then(|| format!("the control lost tries: {tries}"))
 }
 
-/// Repeats `run` while the machine is late, at most `at_most` times in all. A machine that is always late fails.
+/// Repeats `run` while the machine is late, at most `at_most` times in all. If the machine was late in every run, the
+/// verdict is a failure.
 ///
 /// # Errors
 /// If a run has an error.

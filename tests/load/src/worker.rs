@@ -70,6 +70,6 @@ impl<T: Send + 'static> Worker<T> {
 
 /// Waits until the worker is stopped or dropped.
 pub(crate) async fn wait_for_stop(stop_rx: &mut watch::Receiver<bool>) {
-    // An error: the worker was dropped.
+    // An error means that the worker was dropped.
     let _ = stop_rx.wait_for(|stop| *stop).await;
 }

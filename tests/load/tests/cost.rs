@@ -1,4 +1,4 @@
-//! The prober's own CPU time: tests run beside clusters on small machines.
+//! The prober's own CPU time. It must be small, because tests run beside clusters on small machines.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -17,7 +17,7 @@ fn cpu_ticks(names: &[&str]) -> Result<u64> {
         let Ok(stat) = fs::read_to_string(path.join("stat")) else { continue };
         let (name, fields) = stat.split_once('(').and_then(|(_, rest)| rest.rsplit_once(") ")).context("a stat")?;
         if names.contains(&name) {
-            // utime and stime are the fields 14 and 15; the first one here is 3.
+            // utime and stime are the fields 14 and 15; the first field here is number 3.
             let fields: Vec<&str> = fields.split(' ').collect();
             ticks += fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
         }
@@ -42,7 +42,7 @@ fn a_thousand_tries_and_flows_need_less_than_half_a_core() -> Result<()> {
     let (record, report) = (prober.stop()?, flows.end()?);
     let cores = ticks as f64 / 100.0 / time.as_secs_f64();
     ensure!(record.first_try_loss() == 0.0 && report.broken.is_empty(), "{record}; {:?}", report.reasons(|_| false));
-    // A busy machine skips tries: the bound is for each try.
+    // On a busy machine the prober skips tries, so the bound is per try.
     let tries = record.tries.len() as f64 / time.as_secs_f64();
     ensure!(tries > 100.0 && cores / tries < 0.5 / 1000.0, "{cores:.3} cores for {tries:.0} tries per second");
     eprintln!("{cores:.3} cores for {tries:.0} tries per second and 1,000 open connections");

@@ -44,7 +44,7 @@ impl Network {
         Ok(network)
     }
 
-    /// Adds rules for packets to the server.
+    /// Adds rules for packets that arrive at the server.
     fn add_faults(&self, rules: &[&str]) -> Result<()> {
         let lines: Vec<String> = rules.iter().map(|rule| format!("add rule ip fault input {rule}")).collect();
         self.nft(&lines.join("\n"))
@@ -130,8 +130,8 @@ async fn half_a_percent_of_loss_is_found() -> Result<()> {
             let (record, control) = network.observe(transport, || sleep(2 * SECOND))?;
             let verdict = verdict(&record, &control, &bounds());
             if matches!(verdict, Verdict::Failed(_)) {
-                // The kernel sends a lost SYN again, and the rule counts that one as well. Each 200th packet is lost:
-                // the whole number below or above.
+                // The kernel sends a lost SYN again, and the rule counts the second SYN as well. Every 200th packet is
+                // lost, so the number of lost packets is rounded down or up.
                 let (lost, packets) = (record.lost_at_first(), record.tries.len() + record.count(Outcome::Repeated));
                 ensure!(lost.abs_diff(packets / 200) <= 1 && record.count(outcome) > 0, "{record}");
             }
@@ -146,7 +146,7 @@ async fn half_a_percent_of_loss_is_found() -> Result<()> {
 #[tokio::test]
 async fn a_hole_of_sixty_milliseconds_is_found() -> Result<()> {
     let network = Network::new()?;
-    // Only the gap is bounded: loss would be found as well.
+    // Only the gap has a bound. Otherwise the loss would fail the run as well.
     let only_gap = Bounds { loss: 1.0, slow: usize::MAX, ..bounds() };
     for transport in [Transport::Tcp, Transport::Udp] {
         let reasons = reasons(async || {
@@ -159,7 +159,7 @@ async fn a_hole_of_sixty_milliseconds_is_found() -> Result<()> {
             })?;
             let verdict = verdict(&record, &control, &only_gap);
             let gap = record.longest_gap();
-            // A machine that was late at the time of the hole may excuse it.
+            // If the machine was late during the hole, the lateness may excuse it.
             if matches!(verdict, Verdict::MachineLate(_)) || control.lateness(gap) > Duration::from_millis(15) {
                 return Ok(Verdict::MachineLate("late in the hole".to_owned()));
             }
