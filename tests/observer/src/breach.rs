@@ -122,7 +122,7 @@ impl fmt::Display for FoundBreaches {
 
 impl std::error::Error for FoundBreaches {}
 
-/// Lines for a report, one for all equal breaches: `I15: agent on n2 restarted 3 times (undeclared), first at 7.0 s`.
+/// The lines of a report. Equal breaches share one: `I15: agent on n2 restarted 3 times (undeclared), first at 7.0 s`.
 pub fn render(breaches: &[Breach]) -> String {
     let mut groups: BTreeMap<(Invariant, &Subject, &str), (usize, Duration)> = BTreeMap::new();
     for Breach { at, invariant, subject, text } in breaches {

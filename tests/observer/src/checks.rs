@@ -30,8 +30,8 @@ use crate::checks::wire::{Lan, RecordView, Wire};
 use crate::fault::{DeclaredFaults, Fault};
 use crate::frame::Statement;
 
-/// Sources that disagree for this long are a breach: a deleted Service must be gone after 5 s, and a status follows the
-/// wire within a fraction of that.
+/// A disagreement between sources is a breach if it lasts for this time. A deleted Service must be gone after 5 s, and
+/// a status follows the wire much sooner.
 const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Requests for an address continue for this long after the deletion of its record.
@@ -138,8 +138,8 @@ impl Checks {
         self.report(now, found);
     }
 
-    /// Compares facts of different sources with each other. Returns whether no new disagreement exists: each either has
-    /// been reported, or must end soon.
+    /// Compares facts of different sources with each other. Returns whether each present disagreement has been
+    /// reported, so that a later comparison cannot report it.
     pub fn compare(&mut self, now: Duration) -> bool {
         let mut found = self.objects.compare(now, SETTLE_LIMIT);
         let records = RecordView { current: self.objects.records(), deleted: self.objects.deleted_records() };
@@ -171,7 +171,8 @@ impl Checks {
         self.objects.records().keys().copied().chain(recent).chain(self.objects.shown_addresses()).collect()
     }
 
-    /// Addresses that had a record and have none now, and those with a record or of hosts.
+    /// Two sets: the addresses that no longer have a record, and the addresses in use, which have a record or belong to
+    /// a host.
     pub fn gone_and_used_addresses(&self) -> (BTreeSet<IpAddr>, BTreeSet<IpAddr>) {
         let gone = self.objects.deleted_records().keys().copied().collect();
         (gone, self.objects.records().keys().chain(self.wire.own_addresses()).copied().collect())

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use crate::breach::{Breach, Component, Invariant, Subject};
 
-/// A fault that a scene causes on purpose, or a known defect of Landfall. It permits breaches of one subject, and only
-/// after its declaration.
+/// A fault that a scene causes on purpose, or a known defect of Landfall. It permits breaches of its own subjects, and
+/// only after its declaration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     permits: Vec<Permit>,

@@ -1,6 +1,6 @@
 //! ARP and neighbour discovery frames on the LAN: requests of the observer, and frames of other hosts. Pure.
 //!
-//! It does not use the speaker's code, which it observes.
+//! This file does not use the speaker's code, because the observer checks the speaker.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -93,7 +93,7 @@ impl Requester {
         [&header[..], &mac, &self.ipv4.octets(), &[0; 6], &address.octets()].concat()
     }
 
-    /// RFC 4861 §4.3, with the address of the sender's link.
+    /// A neighbour solicitation with the source link-layer address (RFC 4861 §4.3).
     fn solicitation(&self, address: Ipv6Addr) -> Vec<u8> {
         let (mac, source, group) = (self.mac.octets(), self.ipv6.octets(), solicited_node(address).octets());
         let start = [SOLICITATION, 0, 0, 0, 0, 0, 0, 0];

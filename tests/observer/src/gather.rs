@@ -1,4 +1,4 @@
-//! Shells that gather facts, and change nothing except on the LAN, where they send requests.
+//! Shells that gather facts. They change nothing, but send requests on the LAN.
 
 pub mod kernel_state;
 pub mod lan;

@@ -27,7 +27,7 @@ const LINK: &str = "eth0";
 /// A deleted Service must be gone after this time.
 const GONE_LIMIT: Duration = Duration::from_secs(5);
 
-/// Without a write for this time, the cluster is at rest.
+/// The cluster is at rest if there is no write for this time.
 const REST: Duration = Duration::from_millis(1200);
 
 /// Pause between two comparisons at the end of a scene.
@@ -98,7 +98,8 @@ impl Observer {
         self.shared.checks().end_faults();
     }
 
-    /// Fails if an invariant was breached, or if the cluster does not come to rest, or not to the right state.
+    /// Waits until the cluster is at rest. Fails if an invariant was breached, if the cluster does not come to rest, or
+    /// if a removed Landfall left something behind.
     pub async fn check_end(&self) -> Result<()> {
         self.wait_for_rest().await?;
         self.check_uninstalled()?;
@@ -194,7 +195,8 @@ impl Observer {
         Ok(())
     }
 
-    /// The writes to the API server while `action` runs, of the kinds of which only Landfall makes any in an idle cluster.
+    /// The writes to the API server while `action` runs, as a text; `None` without a write. Only objects count that
+    /// nothing but Landfall writes in an idle cluster.
     pub async fn writes_during(&self, action: impl Future<Output = ()>) -> Result<Option<String>> {
         let before = self.count_writes().await?;
         action.await;
@@ -210,7 +212,7 @@ impl Observer {
 impl Drop for Observer {
     fn drop(&mut self) {
         self.shared.stop();
-        // The test has failed by itself before a check.
+        // Breaches are left only if the test failed before its last check.
         let report = self.take_report();
         if !report.is_empty() {
             eprintln!("the observer found breaches of invariants:\n{report}");

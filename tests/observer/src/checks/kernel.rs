@@ -22,9 +22,9 @@ pub fn find_addresses(text: &str) -> BTreeSet<IpAddr> {
     words.filter_map(|word| word.trim_end_matches(':').parse().ok()).collect()
 }
 
-/// Whether a line is a tracked flow that Landfall must delete: it forgets UDP flows, which a client could keep alive for
-/// ever. A TCP connection ends by itself. A flow that is not translated belongs to a packet after the removal, which
-/// only passed the node.
+/// Whether a line is a tracked flow that may stay after the removal of its address. A TCP connection ends by itself. A
+/// flow that is not translated belongs to a packet that arrived after the removal. Landfall must delete all other
+/// flows: a client could keep a translated UDP flow alive for ever.
 fn may_stay(line: &str) -> bool {
     let mut words = line.split_whitespace();
     let is_tracked = line.contains(" src=") && line.contains(" dst=");
@@ -41,7 +41,7 @@ pub fn solicited_node(address: Ipv6Addr) -> Ipv6Addr {
 }
 
 /// The addresses without a record that a node's kernel still knows, each with the line that has it: in Landfall's
-/// tables, in tracked flows, or as a group. `used` are addresses with a record and of hosts.
+/// tables, in tracked flows, or as a group. `used` are the addresses that have a record or belong to a host.
 pub fn find_gone_addresses<'a>(
     dump: &'a str,
     gone: &BTreeSet<IpAddr>,

@@ -8,8 +8,8 @@ use crate::breach::{Invariant, Subject};
 /// A breach before it has a time.
 pub type Finding = (Invariant, Subject, String);
 
-/// Disagreements that change may last for this many limits: an address that moves again and again is between two states
-/// most of the time.
+/// A disagreement whose text changes may last for this many limits: an address that moves again and again is between
+/// two states most of the time.
 const CHANGING: u32 = 4;
 
 /// The present disagreements.

@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::breach::{Invariant, Subject};
 use crate::checks::lasting::{Finding, Lasting};
 
-/// Prefixes of all annotations by which a user requests something of Landfall.
+/// Prefixes of all annotations by which a user requests something from Landfall.
 const ANNOTATIONS: [&str; 2] = ["landfall.dev/", "metallb."];
 
 /// The parts of a Service that the checks use.
@@ -41,7 +41,7 @@ impl From<&Service> for ServiceFacts {
         let is_shared = ALLOW_SHARED_IP.iter().any(|key| annotations.contains_key(*key));
         let is_ours = |name: &str| ANNOTATIONS.iter().any(|prefix| name.starts_with(prefix));
         let ours: BTreeMap<_, _> = annotations.iter().filter(|(name, _)| is_ours(name)).collect();
-        // They decide whether Services can share an address.
+        // These fields decide whether Services can share an address.
         let terms = is_shared.then(|| json!([spec.ports, spec.external_traffic_policy, spec.selector]));
         let class = &spec.load_balancer_class;
         let request =
@@ -72,7 +72,7 @@ struct KnownService {
 pub struct Objects {
     services: BTreeMap<String, KnownService>,
     records: BTreeMap<IpAddr, Record>,
-    /// When each record was deleted that no longer exists.
+    /// The time of deletion of each record that no longer exists.
     deleted_records: BTreeMap<IpAddr, Duration>,
     /// Services and records that disagree.
     pub mismatches: Lasting,

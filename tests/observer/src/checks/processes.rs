@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::breach::{Component, Subject};
 
-/// A container of a pod on a node. The kubelet numbers its log files: the number is that of the restarts.
+/// A container of a pod on a node. The kubelet names each of its log files after the number of restarts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContainerLog {
     pub node: String,
@@ -35,7 +35,7 @@ impl Restarts {
 const MAX_QUOTE: usize = 200;
 
 /// The problem in a line of a container's log (CRI: time, stream, tag, text), if there is one: a panic, or the level
-/// ERROR. Without the time of the line, so that equal problems are equal.
+/// ERROR. The result lacks the time of the line, so that two lines with one problem give equal texts.
 pub fn find_problem(line: &str) -> Option<String> {
     let text = line.splitn(4, ' ').nth(3).unwrap_or(line);
     if let Some(start) = text.find("panicked") {

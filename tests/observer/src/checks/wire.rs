@@ -13,14 +13,14 @@ use crate::frame::Statement;
 /// Two hosts may answer for this long during a move. The observer's own delay is added.
 const MAX_OVERLAP: Duration = Duration::from_millis(250);
 
-/// A host that answers again within this time has answered all the time. Less than [`MAX_OVERLAP`], so that an address
-/// that moves away and back does not seem to have had two owners.
+/// A host that answers again within this time counts as answering without interruption. The time is less than
+/// [`MAX_OVERLAP`], so that an address that moves away and back does not seem to have two owners.
 const SAME_PERIOD: Duration = Duration::from_millis(240);
 
-/// A host that answered within this time answers now: several requests.
+/// A host that answered within this time counts as answering now. The observer sends several requests in this time.
 const NOW: Duration = Duration::from_secs(1);
 
-/// The observer's delays count for this long: the frames of that time may have come late.
+/// A delay of the observer counts for this time, because frames may have arrived late.
 const DELAY_MEMORY: Duration = Duration::from_secs(2);
 
 /// Time of continuous answers of one host.
@@ -37,7 +37,7 @@ pub struct Lan {
     pub nodes: BTreeMap<MacAddr, String>,
     /// The hosts' own addresses, for which they may answer.
     pub own_addresses: BTreeSet<IpAddr>,
-    /// The nodes' name of their link to this LAN.
+    /// The name of each node's link to this LAN.
     pub link: &'static str,
 }
 
@@ -57,7 +57,7 @@ pub struct Wire {
     pub counts: [u64; 2],
 }
 
-/// The records, as far as the wire is concerned.
+/// The records that are compared with the wire.
 pub struct RecordView<'a> {
     pub current: &'a BTreeMap<IpAddr, Record>,
     pub deleted: &'a BTreeMap<IpAddr, Duration>,
@@ -115,7 +115,7 @@ impl Wire {
         is_new.then_some((Invariant::I6, Subject::Address(address), text))
     }
 
-    /// Finds records that have not agreed with the wire for `limit`.
+    /// Finds records that have disagreed with the wire for `limit`.
     pub fn compare(&mut self, now: Duration, limit: Duration, records: &RecordView<'_>) -> Vec<Finding> {
         let mut present = Vec::new();
         let addresses: BTreeSet<IpAddr> = records.current.keys().chain(self.answers.keys()).copied().collect();
@@ -123,7 +123,7 @@ impl Wire {
             let answering = self.answering_nodes(now, *address);
             let Some(record) = records.current.get(address) else {
                 if !answering.is_empty() {
-                    // The record may have been deleted before the observer began.
+                    // A record that was deleted before the observer began is not in `deleted`.
                     let invariant = if records.deleted.contains_key(address) { Invariant::I13 } else { Invariant::I5 };
                     let text = format!("is answered by {}, and has no LoadBalancerIP", list(&answering));
                     present.push((invariant, Subject::Address(*address), text));

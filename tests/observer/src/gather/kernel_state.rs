@@ -22,7 +22,7 @@ done
 ss -H -n -l -t -u -w -0 | awk '{ print "socket", $1, $5 }'
 "#;
 
-/// Prints all that mentions a load-balancer address.
+/// Prints all parts of the state in which a load-balancer address may occur.
 const ADDRESSES: &str = r#"
 for family in ip ip6 netdev; do nft list table $family landfall 2>/dev/null; done
 ip -6 -o maddress show dev eth0
@@ -30,10 +30,10 @@ conntrack -L 2>/dev/null
 conntrack -L -f ipv6 2>/dev/null
 "#;
 
-/// The sysctls of the network that nothing but a user or Landfall changes.
+/// Folders of sysctls. Apart from [`VOLATILE`] ones, only a user or Landfall changes their values.
 const SYSCTLS: [&str; 4] = ["net/core", "net/ipv4", "net/ipv6", "net/netfilter"];
 
-/// Parts of a sysctl's path that change by themselves.
+/// Sysctls with one of these parts in their path change by themselves.
 const VOLATILE: [&str; 5] = ["veth", "neigh/", "nf_conntrack_count", "fib_", "stable_secret"];
 
 /// The state of a node's kernel.

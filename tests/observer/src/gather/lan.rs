@@ -1,8 +1,8 @@
 //! A host on the LAN that sends requests for all load-balancer addresses all the time. It receives the answers, and all
 //! unsolicited announcements: gratuitous ARP and unsolicited neighbour advertisements.
 //!
-//! Touches a network namespace of its own with a cable to the cluster's switch, which end with the value. The host has no
-//! address in the kernel: one packet socket sends and receives.
+//! The host is a network namespace with a cable to the cluster's switch. Both end with the thread. The kernel of the
+//! host has no address: one packet socket sends and receives.
 #![allow(unsafe_code)]
 
 use std::io::{self, Read};
@@ -45,7 +45,7 @@ const BACKLOG: usize = 1 << 20;
 /// Starts the host. The thread ends when `shared` is stopped.
 pub fn start(shared: Arc<Shared>, switch: &Namespace) -> Result<JoinHandle<()>> {
     let host = Namespace::new().context("make a network namespace")?;
-    // Without addresses of the kernel, which would send frames of its own.
+    // IPv6 is disabled, because the kernel would send frames of its own.
     host.sysctl("ipv6.conf.default.disable_ipv6", "1")?;
     veth((&host, "eth0"), (switch, PORT)).context("plug the observer in")?;
     switch.ip([format!("link set {PORT} master {BRIDGE} up")])?;
@@ -82,7 +82,7 @@ fn run(shared: &Shared, mut socket: Socket) {
 fn send_requests(shared: &Shared, socket: &Socket) {
     let addresses = shared.checks().addresses_to_request(shared.now());
     for address in addresses.into_iter().take(MAX_ADDRESSES) {
-        // A full queue: the next request follows soon.
+        // If the queue is full, the next request follows soon.
         let _ = socket.send(&REQUESTER.request(address));
     }
 }

@@ -1,7 +1,8 @@
 //! Logs, restarts and resources of Landfall's processes on the nodes.
 //!
-//! Reads the directories of logs and `/proc`. A kubelet numbers the logs of a container: `landfall-system_POD_UID/node/2.log`
-//! is the log after the second restart. It deletes logs soon after their pod, so they are followed while they grow.
+//! Reads the directories of logs and `/proc`. A kubelet numbers the logs of a container:
+//! `landfall-system_POD_UID/node/2.log` is the log after the second restart. The kubelet deletes logs soon after their
+//! pod, so the observer reads them while they grow.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -54,14 +55,14 @@ impl LogFollower {
                 if logs.contains_key(&path) {
                     continue;
                 }
-                // The kubelet may have deleted it since it was listed.
+                // The kubelet may have deleted the log since it was listed.
                 let Ok(file) = File::open(&path) else { continue };
                 shared.add(Fact::Container(container.clone()));
                 logs.insert(path, FollowedLog { container, reader: BufReader::new(file), partial: Vec::new() });
             }
         }
         logs.retain(|path, log| {
-            // Before the last lines are read, which are complete then.
+            // The check precedes the last read: if the file no longer exists, no line is added after that read.
             let exists = path.exists();
             log.read_lines(shared);
             exists
@@ -77,7 +78,7 @@ impl LogFollower {
                     Some("controller") => Component::Controller,
                     _ => continue,
                 };
-                // It may have ended since it was listed.
+                // The process may have ended since it was listed.
                 if let Some((resident_kib, threads, open_files)) = read_process(pid) {
                     let node = node.name().to_owned();
                     shared.add(Fact::Usage(ProcessUsage { node, component, resident_kib, threads, open_files }));

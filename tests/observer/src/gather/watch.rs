@@ -77,7 +77,7 @@ pub fn start(shared: &Arc<Shared>, client: &Client) -> JoinSet<()> {
 
 async fn follow<K: Observed>(shared: Arc<Shared>, objects: Api<K>) {
     loop {
-        // The next list has all changes.
+        // An error is ignored, because the next list contains all changes.
         let _ = follow_once(&shared, &objects).await;
         tokio::time::sleep(RETRY).await;
     }
@@ -127,7 +127,7 @@ fn number(version: &str) -> Result<u64> {
 
 /// Lists all Services and LoadBalancerIPs now.
 pub async fn list_all(shared: &Shared, client: &Client) {
-    // A kind that does not exist is no failure; an API server that does not answer fails elsewhere.
+    // Errors are ignored: a kind may not exist, and an API server that does not answer fails other steps.
     let _ = list::<LoadBalancerIP>(shared, &Api::all(client.clone())).await;
     let _ = list::<Service>(shared, &Api::all(client.clone())).await;
 }
