@@ -10,8 +10,9 @@
 //!   a.ip(["addr add 192.0.2.1/24 dev eth0", "link set eth0 up"])?;
 //! ```
 //!
-//! The kernel removes an anonymous namespace with the last handle and the last process in it, so a test leaves nothing
-//! behind however it ends. A named one (`/run/netns/NAME`, as for `ip netns`) stays until [`Namespace::delete`].
+//! The kernel removes a namespace without a name when its last handle is closed and its last process has ended. So a
+//! test leaves nothing behind, however it ends. A named one (`/run/netns/NAME`, as for `ip netns`) stays until
+//! [`Namespace::delete`].
 #![allow(unsafe_code)]
 
 use std::ffi::OsStr;
@@ -83,8 +84,8 @@ impl Namespace {
         Ok(Self { handle: Arc::new(File::open(format!("/proc/{pid}/ns/net"))?) })
     }
 
-    /// Removes the name. The kernel removes the namespace with its last handle and its last process.
-    /// Succeeds if the name does not exist.
+    /// Removes the name. The kernel removes the namespace when its last handle is closed and its last process has
+    /// ended. Succeeds if the name does not exist.
     pub fn delete(name: &str) -> io::Result<()> {
         let path = Self::path_of(name);
         if !path.exists() {
@@ -160,8 +161,8 @@ impl Namespace {
     }
 }
 
-/// Brings the loopback of this thread's namespace up. Every host needs it, and a process of `ip` takes a tenth of a
-/// second in an emulated machine.
+/// Brings the loopback of this thread's namespace up, by an ioctl. Every host needs its loopback, and a process of `ip`
+/// takes a tenth of a second in an emulated machine.
 fn set_loopback_up() -> io::Result<()> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     // SAFETY: all bytes may be zero; then the name is empty, and no flag is set.
@@ -183,10 +184,11 @@ pub fn veth(a: (&Namespace, &str), b: (&Namespace, &str)) -> io::Result<()> {
     a.0.ip([format!("link add {} type veth peer name {} netns {}", a.1, b.1, peer.display())])
 }
 
-/// Opens a UDP socket in the namespace of this thread, connected to `to`, from a port that this process has not used.
+/// Opens a UDP socket in the namespace of this thread, connected to `to`. Its port is the next of 20,000 ports, which
+/// this process uses in turn.
 ///
-/// The kernel may pick a port again within a minute, while connection tracking still knows its flow: the datagram would
-/// follow the old flow and not the current rules.
+/// If the kernel selected the port, it might select one again within a minute. Connection tracking would still have the
+/// flow of that port, and datagrams would follow the old flow and not the current rules.
 ///
 /// # Errors
 /// If the socket can't be opened, or there is no route to `to`.
