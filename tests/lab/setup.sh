@@ -2,8 +2,8 @@
 # Prepares this machine for the lab: installs missing packages, builds the lab's programs.
 #
 #   tests/lab/setup.sh            about 6 minutes on a fresh machine with 2 cores, 2 seconds if nothing has changed
-#   tests/lab/setup.sh PACKAGE... also installs these Debian packages: PACKAGE with a command of its name, or
-#                                 COMMAND:PACKAGE
+#   tests/lab/setup.sh PACKAGE... also installs these Debian packages, except those whose command exists already. The
+#                                 command has the name of the package, or is given: COMMAND:PACKAGE
 #   tests/lab/setup.sh --only-packages PACKAGE...   ends after the installation of packages and the Rust target
 #
 # Needs root, apt-get, Rust (rustup) and Go. Installs Debian packages (their services are neither started nor enabled)
@@ -59,7 +59,7 @@ install() {
   export DEBIAN_FRONTEND=noninteractive
   apt_install() { apt-get install -y -q --no-install-recommends "$@" >>"$log" 2>&1; }
   : >"$log"
-  # The package lists may be old or missing: then it fetches them and tries once more.
+  # If the package lists are old or missing, it fetches them and tries once more.
   local installed=1
   apt_install "$@" || { apt-get update -q >>"$log" 2>&1 && apt_install "$@"; } || installed=0
   [ -z "$policy" ] || rm -f "$policy"
@@ -79,12 +79,12 @@ refuse() { fail "this machine cannot run the lab (see above; all checks: make do
 command -v cc >/dev/null || install build-essential || exit 1
 cargo build --quiet --locked --package doctor ||
   fail "tests/doctor does not build (see above): the first build needs the network, for Rust and its crates"
-# Checked before ten minutes of building.
+# This check precedes the builds, which take minutes.
 doctor --quiet --before-setup || refuse
 mapfile -t packages < <(doctor --packages)
 if [ ${#packages[@]} -gt 0 ]; then
-  # Some of them are optional, so the doctor decides after a failure. Some kernel features can be tried only with these
-  # programs.
+  # Some of them are optional, so the doctor decides after a failure. The doctor can try some kernel features only with
+  # these programs.
   install "${packages[@]}" || progress "going on without them, if possible"
   doctor --quiet || refuse
 fi

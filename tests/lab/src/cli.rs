@@ -241,7 +241,7 @@ pub async fn run() -> Result<ExitCode> {
         LabCommand::Up(arguments) => start_cluster(arguments).await?,
         LabCommand::Down { all: true, .. } => {
             for name in names() {
-                // The cluster of a running test does not keep the others.
+                // If the cluster of a running test stays, the others are still removed.
                 match remove(&name) {
                     Ok(_) => println!("{name} is removed"),
                     Err(error) => println!("{name} stays: {error:#}"),
@@ -321,7 +321,7 @@ async fn print_clusters() {
     }
 }
 
-/// Becomes a tcpdump on a host, or on the switch. Returns only if it cannot start.
+/// Replaces this process by a tcpdump on a host, or on the switch. Returns only if tcpdump cannot start.
 async fn capture(name: &str, host: Option<&str>, arguments: &[String]) -> Result<ExitCode> {
     let cluster = Cluster::attach(name).await?;
     let (host, interface) = match host {

@@ -39,10 +39,10 @@ const CAPTURE_SIZE: &str = "16";
 
 /// A running cluster.
 ///
-/// A cluster of [`Cluster::start`] lasts until [`Cluster::remove`]. Dropping it without `remove` means that a test has failed (a
-/// panic, or an error returned by `?`): the drop first copies its logs to `$LANDFALL_EVIDENCE/NAME`, or to
-/// `target/lab/failures/NAME` without that variable. After a kill of the process, the next start of a cluster removes the
-/// cluster.
+/// A cluster of [`Cluster::start`] lasts until [`Cluster::remove`]. Dropping it without `remove` means that a test has
+/// failed (a panic, or an error returned by `?`): the drop first copies its logs to `$LANDFALL_EVIDENCE/NAME`, or to
+/// `target/lab/failures/NAME` without that variable. If the process was killed, the next start of any cluster removes
+/// this one.
 pub struct Cluster {
     cluster_dir: ClusterDir,
     topology: Topology,
@@ -221,8 +221,8 @@ impl Cluster {
         Ok(path)
     }
 
-    /// A client with a token of a ServiceAccount: the token that the kubelet requests for this pod, which contains the
-    /// name of the node, or a token without a pod.
+    /// A client with a token of a ServiceAccount. With a pod, it is a token as the kubelet requests it for this pod: it
+    /// contains the name of the node.
     pub async fn service_account_client(&self, namespace: &str, name: &str, pod: Option<&Pod>) -> Result<kube::Client> {
         let token = self.request_token(namespace, name, pod).await?;
         let mut kubeconfig = Kubeconfig::read_from(&self.files.kubeconfig)?;
@@ -298,7 +298,7 @@ impl Cluster {
         &self.control_plane
     }
 
-    /// Applies the lab's part of the Node object of a node whose object was deleted: its pod CIDRs.
+    /// Applies the lab's part of a Node object, the pod CIDRs, again, after the object was deleted.
     pub async fn apply_node(&self, name: &str) -> Result<()> {
         light_node::apply_nodes(&self.client, &[self.topology.host(name)?]).await
     }
@@ -370,7 +370,7 @@ impl Drop for Cluster {
     }
 }
 
-/// Stops and removes the cluster of this name, unless a running process holds it. Returns whether there was one.
+/// Stops and removes the cluster of this name, unless a running process holds it. Returns whether the cluster existed.
 pub fn remove(name: &str) -> Result<bool> {
     let cluster_dir = ClusterDir::new(name)?;
     let _lock = Lock::take(&cluster_dir)?;
@@ -417,7 +417,7 @@ fn build_hosts(
 
 /// Calls `work` for each item, a few in parallel, because it mostly waits. Returns the first error.
 fn for_each_in_parallel<T: Send + Sync>(items: Vec<T>, work: impl Fn(&T) -> Result<()> + Sync) -> Result<()> {
-    /// More would only wait for the kernel's one lock for network configuration.
+    /// More workers would only wait for the kernel's single lock for network configuration.
     const WORKERS: usize = 8;
     let next = std::sync::atomic::AtomicUsize::new(0);
     thread::scope(|scope| {
@@ -462,7 +462,8 @@ pub fn evidence_folder() -> Result<PathBuf> {
     Ok(folder.canonicalize()?)
 }
 
-/// Collects into the folder of this name for failed tests, in place of an earlier run's. Returns its path.
+/// Collects evidence into the folder of this name below [`evidence_folder`], in place of the evidence of an earlier
+/// run. Returns the path.
 fn keep_evidence(cluster_dir: &ClusterDir, topology: &Topology, name: &str) -> Result<PathBuf> {
     let dir = evidence_folder()?.join(name);
     if dir.exists() {
@@ -479,7 +480,7 @@ impl Cluster {
         crate::collect::collect(&self.cluster_dir, &self.topology, dir)
     }
 
-    /// Collects the same into the folder for failed tests, for one part of a test that failed. Returns the path.
+    /// Collects the same below [`evidence_folder`], for the failed `part` of a test. Returns the path.
     pub fn keep_evidence(&self, part: &str) -> Result<PathBuf> {
         keep_evidence(&self.cluster_dir, &self.topology, &format!("{}.{part}", self.cluster_dir.name))
     }

@@ -30,7 +30,7 @@ const KERNEL: [&[&str]; 7] = [
     &["nft", "list", "ruleset"],
     &["conntrack", "-L"],
 ];
-/// Kinds of objects to read from the API server. Landfall's come last: not every cluster has them.
+/// Kinds of objects to read from the API server. Landfall's kinds come last, because not every cluster has them.
 const OBJECTS: [&str; 13] = [
     "nodes",
     "pods",
@@ -87,8 +87,8 @@ fn write_objects(cluster_dir: &ClusterDir, topology: &Topology, dir: &Path) -> R
         kubectl.args(["get", kind, "--all-namespaces", "--output=yaml", "--request-timeout=5s"]);
         let output = kubectl.stdin(Stdio::null()).output().context("run kubectl")?;
         fs::write(dir.join(format!("{kind}.yaml")), [output.stdout, output.stderr].concat())?;
-        // Either the API server does not answer: then each further request could take its whole timeout. Or the API
-        // server does not have this kind, which is Landfall's: then the kinds after it are missing, too.
+        // If the API server does not answer, each further request could take its whole timeout. If the API server lacks
+        // this kind, the kind is Landfall's, and the kinds after it are missing, too.
         if !output.status.success() {
             break;
         }

@@ -52,8 +52,8 @@ impl Cluster {
         self.change_fault_table(&(self.pair_lines("add", a, b)? + &self.pair_lines("delete", a, b)?))
     }
 
-    /// Drops all frames to a multicast MAC address, as a switch does that filters multicast by mistake. All other
-    /// frames pass.
+    /// Drops all frames to a multicast MAC address, like a switch that filters multicast by mistake. All other frames
+    /// pass.
     pub fn block_group(&self, group: &str) -> Result<()> {
         self.change_fault_table(&format!("add element bridge lab blocked_groups {{ {group} }}\n"))
     }
@@ -106,9 +106,9 @@ impl Cluster {
         self.switch().netns()?.ip([format!("link set dev {BRIDGE} type bridge fdb_flush")]).context("flush the FDB")
     }
 
-    /// Inserts a cable with delay, duplication and reordering between a host and its port of the switch. Frames of a
-    /// millisecond are lost, and the carrier stays. Cuts and losses of the host have no effect until the cable is
-    /// removed.
+    /// Inserts a cable with delay, duplication and reordering between a host and its port of the switch. During the
+    /// insertion, frames are lost for a millisecond; the carrier stays. Cuts and losses of the host have no effect
+    /// until the cable is removed.
     pub fn insert_cable(&self, host: &str, plan: CablePlan) -> Result<Cable> {
         Cable::insert(&self.switch().netns()?, self.host(host)?.name(), plan)
     }
@@ -148,8 +148,8 @@ impl Cluster {
         self.power_on_as(&host, spec)
     }
 
-    /// Powers on another machine under the name of a node that is off: its network card has another MAC address. It has
-    /// the disk of the former machine. [`Host::mac`] returns the former address.
+    /// Powers on another machine under the name of a node that is off. The new machine has another MAC address, and the
+    /// disk of the former machine. [`Host::mac`] still returns the former address.
     pub fn power_on_with_mac(&self, host: &str, mac: &str) -> Result<()> {
         let host = self.host(host)?;
         let spec = host.spec().context("the switch can't be replaced")?.clone().with_mac(mac);

@@ -1,8 +1,9 @@
 //! A cluster's state outside of any process: its directory, its lock, and its removal.
 //!
-//! Touches `/run/landfall-lab/CLUSTER`, a tmpfs per cluster with another one for each node: etcd and containerd sync to
-//! them without a disk, and one unmount removes all. The lock of a cluster is an abstract socket, which the kernel frees when its process ends, however
-//! it ends. So [`sweep`] can remove every cluster without a lock, and trusts no file of a killed process.
+//! Touches `/run/landfall-lab/CLUSTER`, a tmpfs per cluster with another one for each node. So etcd and containerd do
+//! not wait for a disk, and one unmount removes all. The lock of a cluster is an abstract socket, which the kernel
+//! frees when its process ends, however it ends. So [`sweep`] can remove every cluster without a lock, and trusts no
+//! file of a killed process.
 
 use std::fs;
 use std::io;
@@ -21,7 +22,7 @@ use crate::topology::{Topology, check_name};
 
 /// Parent of the directories of all clusters.
 const STATE: &str = "/run/landfall-lab";
-/// The file of a [`SavedCluster`]. It is written last: a directory without it is of an unfinished cluster.
+/// The file of a [`SavedCluster`]. It is written last, so a directory without it belongs to an unfinished cluster.
 const SAVED: &str = "cluster.json";
 /// The file with the pid of the process that creates the cluster.
 const CREATOR: &str = "maker";
@@ -37,7 +38,7 @@ pub struct SavedCluster {
     pub topology: Topology,
     /// The port on 127.0.0.1 of the root namespace that is forwarded to the API server.
     pub api_port: u16,
-    /// Pid of the process with which the cluster ends, if it does not outlive its creator.
+    /// Pid of the process with which the cluster ends; `None` if the cluster outlives its creator.
     pub owner: Option<u32>,
 }
 
@@ -73,7 +74,8 @@ impl ClusterDir {
         fs::write(self.path.join(CREATOR), std::process::id().to_string()).context("write the pid of the creator")
     }
 
-    /// Creates the directory of a node on a tmpfs of its own: its disk, which can be full alone.
+    /// Creates the directory of a node on a tmpfs of its own, so that the disk of one node can be full while the others
+    /// are not.
     pub fn create_disk(&self, host: &str) -> Result<()> {
         let disk = self.host(host);
         fs::create_dir(&disk).with_context(|| format!("create {}", disk.display()))?;
@@ -81,7 +83,7 @@ impl ClusterDir {
             .with_context(|| format!("mount a tmpfs on {}", disk.display()))
     }
 
-    /// Whether its owner has ended, or its creator if it is unfinished.
+    /// Whether the owner of the cluster has ended or, if the cluster is unfinished, its creator.
     fn is_orphaned(&self) -> bool {
         let creator = || fs::read_to_string(self.path.join(CREATOR)).ok()?.parse().ok();
         let owner = self.read().map_or_else(|_| creator(), |saved| saved.owner);
@@ -114,7 +116,7 @@ impl ClusterDir {
         let hierarchies = CgroupHierarchies::find()?;
         hierarchies.cluster(&self.name).kill()?;
         network::remove(&self.name)?;
-        // Mounted more than once after an interrupted creation.
+        // After an interrupted creation, the directory may be mounted more than once.
         while is_mounted(&self.path)? {
             umount2(&self.path, MntFlags::MNT_DETACH).with_context(|| format!("unmount {}", self.path.display()))?;
         }
@@ -175,8 +177,8 @@ impl Lock {
         }
     }
 
-    /// Takes the lock if it is free or its process is dead. The children of a killed process hold it for a moment longer:
-    /// this waits for them.
+    /// Takes the lock if it is free or its process is dead. The children of a killed process hold it for a moment
+    /// longer: this function waits for them.
     fn take_from_dead_process(cluster_dir: &ClusterDir) -> Result<Option<Self>> {
         let start = Instant::now();
         loop {

@@ -67,8 +67,8 @@ pub struct Topology {
     /// Hosts on the LAN outside of the cluster: `c1`, `c2`, ..
     pub clients: u8,
     pub kube_proxy: KubeProxy,
-    /// A node without heartbeats stays Ready for this long. Kubernetes' default is 50 s; under 40 s the kubelets renew
-    /// their leases more often, to match.
+    /// A node without heartbeats stays Ready for this long. Kubernetes' default is 50 s. With a shorter time, the
+    /// kubelets renew their leases more often.
     pub node_monitor_grace: Duration,
     /// Images (docker-archive tars) on every node from the start, in addition to `pause:dev` and `whoami:dev`.
     pub images: Vec<PathBuf>,
@@ -130,7 +130,7 @@ pub struct HostSpec {
     pub kind: HostKind,
     /// The last number of its addresses on the LAN.
     number: u8,
-    /// The MAC address of another network card.
+    /// The MAC address of the network card that replaced the first one.
     replaced_mac: Option<String>,
 }
 

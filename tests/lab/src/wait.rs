@@ -10,15 +10,15 @@ const PAUSE: Duration = Duration::from_millis(25);
 /// Variable with a factor for limits of waiting, for emulated processors.
 const PATIENCE: &str = "LANDFALL_LAB_PATIENCE";
 
-/// A limit of waiting, extended on machines that declare to be slow. Only for limits that detect a machine that hangs: it
-/// is no bound of a promise.
+/// A limit of waiting, multiplied by the factor in `$LANDFALL_LAB_PATIENCE`. Only for limits that detect a machine that
+/// hangs, not for bounds of a promise.
 pub fn extend_limit(limit: Duration) -> Duration {
     let factor = std::env::var(PATIENCE).ok().and_then(|factor| factor.parse().ok());
     limit * factor.unwrap_or(1)
 }
 
-/// Calls `condition` until it returns a value, for at most `within`. Its errors are observations, not failures. After the
-/// time limit the last one becomes the cause of an error that names `what`.
+/// Calls `condition` until it returns a value, for at most `within`. An error of `condition` is an observation, not a
+/// failure. After the time limit, the last error becomes the cause of an error that names `what`.
 ///
 /// ```no_run
 /// # async fn example(pods: kube::Api<k8s_openapi::api::core::v1::Pod>) -> anyhow::Result<()> {

@@ -18,10 +18,10 @@ use crate::machine::host::Host;
 /// The period of a CPU quota, in microseconds: the default of the kernel and of Kubernetes.
 const CPU_PERIOD: u32 = 100_000;
 
-/// A container gets this much memory more than it uses, before another process fills it.
+/// A container whose memory is used up first gets a limit of its usage plus this number of bytes.
 const SPARE_MEMORY: u64 = 4 << 20;
 
-/// The longest wait until the kernel has killed a process without memory, which takes milliseconds.
+/// The longest wait until the kernel has killed a process for lack of memory. The kernel needs milliseconds.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Joins the group of the first argument, and uses memory until it is killed.
@@ -43,7 +43,7 @@ impl CpuLimit {
         fs::write(&self.file, &self.former).with_context(|| format!("write {}", self.file.display()))
     }
 
-    /// How many periods of the quota the container had to wait in.
+    /// The number of quota periods in which the container had to wait.
     pub fn throttled_periods(&self) -> Result<u64> {
         let text = fs::read_to_string(self.file.with_file_name("cpu.stat"))?;
         let value = text.lines().find_map(|line| line.strip_prefix("nr_throttled "));
@@ -122,7 +122,7 @@ impl Host {
         }
         let _ = user.kill();
         user.wait()?;
-        ensure!(!is_alive(pid), "the kernel has not killed {pattern} on {} without memory", self.name());
+        ensure!(!is_alive(pid), "the kernel has not killed {pattern} on {} for lack of memory", self.name());
         Ok(())
     }
 
@@ -163,7 +163,9 @@ impl Host {
     fn only_process(&self, pattern: &str) -> Result<i32> {
         match &self.processes(pattern)[..] {
             [(pid, _)] => Ok(*pid),
-            found => bail!("not one process on {} has {pattern:?} in its command line, but {found:?}", self.name()),
+            found => {
+                bail!("expected one process on {} with {pattern:?} in its command line, found {found:?}", self.name())
+            }
         }
     }
 }

@@ -26,7 +26,7 @@ pub async fn apply_nodes(client: &kube::Client, specs: &[HostSpec]) -> Result<()
             let apply = PatchParams::apply("lab").force();
             nodes.patch(&name, &apply, &Patch::Apply(&object)).await.with_context(context)?;
             if let Some(status) = status {
-                // Merged: a server-side apply would treat a second address of one type as a duplicate.
+                // A merge patch, because a server-side apply would treat a second address of one type as a duplicate.
                 let status = Patch::Merge(json!({"status": status}));
                 nodes.patch_status(&name, &PatchParams::default(), &status).await.with_context(context)?;
             }

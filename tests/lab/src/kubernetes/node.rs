@@ -27,8 +27,8 @@ pub const PAUSE_IMAGE: &str = "docker.io/library/pause:dev";
 /// Limit of waiting for a boot. Mounting takes tens of milliseconds and containerd half a second, if the machine is
 /// idle.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(30);
-/// Limit of waiting until the child of `setsid` has joined its group. It runs a shell, which takes milliseconds; on a
-/// busy machine it has taken more than a second.
+/// Limit of waiting until the child of `setsid` has joined its group. The child runs a shell, which takes milliseconds,
+/// or more than a second on a busy machine.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Writes the files of a node's disk: keys and configurations.
@@ -209,7 +209,8 @@ fn last_lines(log: &Path) -> String {
     lines[lines.len().saturating_sub(10)..].join("\n")
 }
 
-/// Whether containerd accepts connections. Its socket is in the node's /run, so this opens it through the node's root.
+/// Whether containerd accepts connections. Its socket is in the node's /run, so this function opens the socket through
+/// the node's root.
 fn containerd_answers(node: &Host) -> bool {
     let Some(init) = node.init() else { return false };
     let socket = format!("/proc/{init}/root/run/containerd/containerd.sock");
@@ -290,7 +291,7 @@ makeIPTablesUtilChains: false
     )
 }
 
-/// Without limits, runc gets no limit of the pod's and needs no controller.
+/// The configuration of containerd. Without `has_limits`, runc sets no limits of pods and needs no controllers.
 fn containerd_config(has_limits: bool) -> String {
     let disable_cgroup = !has_limits;
     format!(

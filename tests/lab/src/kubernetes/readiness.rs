@@ -39,7 +39,7 @@ impl Cluster {
             Ok(())
         })
         .await?;
-        // Without these the API server admits no pod.
+        // Without this ServiceAccount and this ConfigMap, the API server admits no pod.
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client(), "default");
         let roots: Api<ConfigMap> = Api::namespaced(self.client(), "default");
         wait_until(within, "the default ServiceAccount", async || {
@@ -80,7 +80,7 @@ fn explain_error(error: anyhow::Error, cp: &Host) -> anyhow::Error {
     }
 }
 
-/// Whether this is the host's Node object and it is Ready, by a heartbeat since the last boot.
+/// Whether this is the Node object of the host, and is Ready according to a heartbeat since the last boot.
 fn is_ready(node: &Node, host: &Host) -> bool {
     let booted = node::boot_time(host).ok().and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
     let booted = booted.map_or(0, |at| at.as_secs() as i64);

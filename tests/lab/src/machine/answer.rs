@@ -47,7 +47,7 @@ impl Answer {
         Self::parse(&line)
     }
 
-    /// The same with a datagram, of a flow that is new to connection tracking.
+    /// Sends a request as a datagram, with a flow that is new to connection tracking.
     ///
     /// # Errors
     /// If the datagram is refused, or there is no answer within the time.

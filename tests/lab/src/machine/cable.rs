@@ -7,7 +7,7 @@
 //!   with:    eth0 === n1 -- socket, queue, socket -- n1-cable === n1-port (port of br0)
 //! ```
 //!
-//! The sockets pass the kernel's notes about checksums and segmentation on (`PACKET_VNET_HDR`), so TCP works with all
+//! The sockets keep the kernel's metadata about checksums and segmentation (`PACKET_VNET_HDR`), so TCP works with all
 //! offloads. VLAN tags are lost.
 #![allow(unsafe_code)]
 
@@ -28,7 +28,7 @@ pub use crate::machine::frame_queue::CablePlan;
 use crate::machine::frame_queue::FrameQueue;
 use crate::machine::network::BRIDGE;
 
-/// The largest segment before segmentation, with its headers.
+/// The size of the largest frame before segmentation.
 const MAX_FRAME: usize = 1 << 17;
 
 /// The buffer of each socket, for bursts.
@@ -208,8 +208,9 @@ mod tests {
     #[test]
     fn a_cable_has_its_faults_until_it_is_removed() -> Result<()> {
         let [switch, a, b] = network()?;
-        let carrier = || b.run(|| std::fs::read_to_string("/proc/self/net/dev")).map(|text| text.lines().count());
-        let interfaces = carrier()?;
+        let count_interfaces =
+            || b.run(|| std::fs::read_to_string("/proc/self/net/dev")).map(|text| text.lines().count());
+        let interfaces = count_interfaces()?;
         assert_eq!(send_numbers(&a, &b, 3)?, [0, 1, 2], "before");
 
         let plan = CablePlan { delay: Duration::from_millis(30), duplicated: 100, ..CablePlan::default() };
@@ -228,11 +229,11 @@ mod tests {
         assert_eq!(numbers, Vec::from_iter(0..100), "complete");
         drop(cable);
         assert_eq!(send_numbers(&a, &b, 3)?, [0, 1, 2], "after");
-        assert_eq!(carrier()?, interfaces, "nothing is left");
+        assert_eq!(count_interfaces()?, interfaces, "nothing is left");
         Ok(())
     }
 
-    /// Segments that the kernel would segment later, with checksums that it would compute later.
+    /// The frames of the stream are not segmented yet and lack their checksums, because the kernel would do both later.
     #[test]
     fn a_cable_carries_streams() -> Result<()> {
         let [switch, a, b] = network()?;

@@ -94,8 +94,8 @@ impl CgroupHierarchies {
         }
     }
 
-    /// Gives the groups inside a host's the controllers of limits, if they are on cgroup2. No process may be in the
-    /// host's own group.
+    /// Enables the controllers of limits for the groups inside the group of a host, if containers have limits on
+    /// cgroup2. The group of the host itself must have no process.
     pub fn enable_limits(&self, host: &Cgroup) -> Result<()> {
         match self.groups.containers {
             ContainerGroups::Unified => enable_controllers(&host.path),
@@ -103,7 +103,7 @@ impl CgroupHierarchies {
         }
     }
 
-    /// Removes the groups that a node sees, with those that runc created. Its processes must have ended.
+    /// Removes the groups that a node sees, with those that runc created. The processes of the node must have ended.
     pub fn remove_view(&self, cluster: &str, host: &str) -> Result<()> {
         match &self.groups.containers {
             ContainerGroups::Version1(mounts) => {
@@ -115,7 +115,7 @@ impl CgroupHierarchies {
         }
     }
 
-    /// Removes every group of a cluster, in all hierarchies. Its processes must have ended.
+    /// Removes every group of a cluster, in all hierarchies. The processes of the cluster must have ended.
     pub fn remove(&self, cluster: &str) -> Result<()> {
         for mount in self.version1().iter().chain([&self.groups.unified]) {
             remove_tree(&mount.join(PARENT).join(cluster))?;

@@ -1,7 +1,7 @@
 //! Handle on a host of the lab: its addresses, and commands in it.
 //!
-//! Reads the host's control group and network namespace. Processes that it starts join the namespace, and a child of the
-//! group: the group itself has no processes.
+//! Reads the host's control group and network namespace. A process that it starts joins the namespace and a child of
+//! the group. The group itself has no processes.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -19,7 +19,7 @@ use crate::machine::network::{SWITCH, namespace_name};
 use crate::state::ClusterDir;
 use crate::topology::{HostKind, HostSpec, PodCidrs};
 
-/// The group, inside a host's, of processes that are no daemons.
+/// The child of a host's group for processes that are not daemons.
 const COMMANDS: &str = "commands";
 
 /// A handle on a host, valid also after a power-off and a power-on.

@@ -17,12 +17,13 @@ use serde::{Deserialize, Serialize};
 use crate::machine::cgroup::Cgroup;
 use crate::machine::host::Host;
 
-/// PATH of daemons. Their environment contains this, HOME, GOGC and their own variables, but not the caller's proxies
+/// PATH of daemons. Their environment contains PATH, HOME, GOGC and their own variables, but not the caller's proxies
 /// and kubeconfigs.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// How far the heap of a Go program grows before garbage is collected, in per cent of the heap in use. Go's default, 100,
-/// took a sixth of the CPU time of a young API server, and clusters of the lab are short-lived.
+/// How far the heap of a Go program grows before garbage is collected, in per cent of the heap in use. With Go's
+/// default, 100, garbage collection took a sixth of the CPU time of an API server after its start, and clusters of the
+/// lab are short-lived.
 const GOGC: &str = "400";
 
 impl Host {
