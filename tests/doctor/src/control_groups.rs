@@ -29,7 +29,7 @@ pub enum ContainerGroups {
     /// In cgroup2, with limits of CPU time, memory and processes.
     Unified,
     /// In cgroup2, without limits, because the lab's groups cannot have the controllers. Version 1 hierarchies that are
-    /// not mounted here may have them, or the processes of a container are in the group at its root.
+    /// not mounted here may have the controllers. Or this machine is a container with processes in its root group.
     UnifiedWithoutLimits,
 }
 
@@ -40,8 +40,8 @@ pub struct RootGroup {
     pub controllers: String,
     /// `cgroup.subtree_control`: the controllers of the children.
     pub subtree_control: String,
-    /// Whether processes in the group prevent controllers of its children. In a container the mount shows an ordinary
-    /// group, and only the true root may have both (cgroup-v2.rst, "No Internal Process Constraint").
+    /// Whether processes in the group prevent controllers of its children. Only the true root of the hierarchy may have
+    /// both (cgroup-v2.rst, "No Internal Process Constraint"). In a container, the mount shows an ordinary group.
     pub is_occupied: bool,
 }
 
@@ -119,7 +119,7 @@ impl ControlGroups {
 
 fn read_root(mount: &Path) -> RootGroup {
     let read = |file: &str| fs::read_to_string(mount.join(file)).unwrap_or_default();
-    // The true root of the hierarchy has no type.
+    // The true root of the hierarchy has no file `cgroup.type`.
     let is_occupied = mount.join("cgroup.type").exists() && !read("cgroup.procs").is_empty();
     RootGroup { controllers: read("cgroup.controllers"), subtree_control: read("cgroup.subtree_control"), is_occupied }
 }

@@ -26,7 +26,7 @@ pub(crate) fn kernel_advice(option: &str) -> String {
 
 /// Checks all features.
 pub(crate) fn checks() -> Vec<Check> {
-    // A kernel with IPv6 as a module loads it for the first socket.
+    // If IPv6 is a module, the kernel loads it for the first socket.
     let _ = UdpSocket::bind("[::1]:0");
     let mut checks = vec![
         namespaces(),
@@ -36,7 +36,7 @@ pub(crate) fn checks() -> Vec<Check> {
             "/proc/net/if_inet6",
             "CONFIG_IPV6, booted without ipv6.disable=1",
         ),
-        // A kernel with packet sockets as a module loads it later, for the first socket.
+        // If packet sockets are a module, the kernel loads it later, for the first socket.
         existing("packet sockets", "ARP and captures", "/proc/net/packet", "CONFIG_PACKET").optional(),
         describe_trial(
             "overlayfs",
@@ -71,7 +71,7 @@ fn existing(subject: &str, needed: &str, file: &str, option: &str) -> Check {
     Check::new(subject, needed, outcome, found).with_advice(kernel_advice(option))
 }
 
-/// The check of a feature that was tried, or `None` if it can't be tried now.
+/// The check of a feature. `result` is the result of the trial; `None` if the feature can't be tried now.
 pub(crate) fn describe_trial(subject: &str, needed: &str, option: &str, result: Option<io::Result<()>>) -> Check {
     match result {
         Some(Ok(())) => Check::new(subject, needed, Outcome::Ok, "works"),

@@ -1,8 +1,8 @@
-//! The tables of Landfall as the engine writes them, in messages to nf_tables. Scripts for `nft` cannot replace them:
-//! a kernel may refuse an expression that only one of the two writes.
+//! The tables of Landfall as the engine writes them, in messages to nf_tables. Scripts for `nft` cannot replace them: a
+//! kernel may refuse an expression that the engine writes, but `nft` does not.
 //!
-//! A test of the dataplane writes the golden file, and keeps it equal to the engine. Its numbers are little-endian, as
-//! on all machines that Landfall supports.
+//! A test of the dataplane writes the golden file, and compares it with the messages of the engine. Numbers in the file
+//! are little-endian, as on all machines that Landfall supports.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -31,9 +31,9 @@ const ACK: u8 = 4;
 const HEADER: usize = 16;
 const FLAGS: usize = 6;
 const SEQUENCE: usize = 8;
-/// The family of tables of frames, which the netfilter header begins with (NFPROTO_NETDEV).
+/// The family of the tables for frames (NFPROTO_NETDEV). The netfilter header begins with the family.
 const NETDEV: u8 = 5;
-/// The kernel answers before the sending call returns.
+/// The longest wait for an answer. It should never elapse, because the kernel answers before the sending call returns.
 const TIMEOUT: TimeVal = TimeVal::new(5, 0);
 
 /// A message of the golden file.
@@ -158,7 +158,7 @@ mod tests {
         }
     }
 
-    /// As a kernel does that refuses an expression.
+    /// With a wrong name of an expression, the kernel refuses the rule.
     #[test]
     fn a_refused_rule_is_reported_by_its_place() {
         let mut requests = requests(GOLDEN);

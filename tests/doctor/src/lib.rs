@@ -1,6 +1,6 @@
 //! Checks whether this machine can run the lab. Each check has the state of the machine, the requirement, and the fix.
 //!
-//! It is compiled and run before anything else, so that a machine that is not suitable is reported within seconds. It
+//! The doctor is compiled and run before anything else, so that it reports an unsuitable machine within seconds. It
 //! creates only namespaces and mounts without names, which end with its threads.
 //!
 //! | file | content |

@@ -208,7 +208,7 @@ mod tests {
         include_str!("../../../dataplane/tests/golden/frames.nft"),
     ];
 
-    /// Words of `nft` behind which there is a module of the kernel.
+    /// Words of `nft` that need a module of the kernel.
     const WORDS: [&str; 16] = [
         "ct",
         "dnat",

@@ -90,7 +90,7 @@ fn target() -> PathBuf {
 
 fn disk() -> Check {
     let target = target();
-    // It does not exist before the first build.
+    // The folder does not exist before the first build.
     let existing = target.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     let free = statvfs(existing).map(|disk| disk.blocks_available() * disk.fragment_size());
     let lab = std::env::var_os("LANDFALL_LAB").map_or_else(|| target.join("lab"), PathBuf::from);
@@ -103,7 +103,7 @@ fn disk_space(free: Option<u64>, is_built: bool, folder: &Path) -> Check {
     let needed = format!("{} GiB for {purpose}", bytes / GIB);
     let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
     let Some(free) = free else { return Check::new("disk", &needed, Outcome::Note, "not known") };
-    // The sizes are estimates: builds are in other places, too, and parts may be built already.
+    // The sizes are estimates: some build output is elsewhere, and parts may be built already.
     let outcome = match free {
         free if free >= bytes => Outcome::Ok,
         free if free >= bytes / 4 => Outcome::Note,
@@ -123,7 +123,7 @@ fn used_inotify_instances() -> u64 {
     descriptors.filter(|descriptor| fs::read_link(descriptor.path()).is_ok_and(is_inotify)).count() as u64
 }
 
-/// The kernel counts the instances of each user; all of the lab are root's.
+/// The kernel counts the instances of each user. All instances of the lab belong to root.
 fn inotify(limit: Option<u64>, used: u64) -> Check {
     let needed = format!("{INOTIFY_OF_ONE_CLUSTER} free for make demo, {INOTIFY_OF_TWO_CLUSTERS} for make test");
     let Some(limit) = limit else { return Check::new("inotify instances", &needed, Outcome::Note, "not known") };
