@@ -32,7 +32,7 @@ pub fn with_scenes(name: &str, took: Duration, output: &str) -> Vec<TestDuration
     all
 }
 
-/// Reads `scene NAME ... ok (1.2 s)`, which `e2e::scenes` prints; after a failure `FAILED` and a message.
+/// Reads a line of `e2e::scenes`: `scene NAME ... ok (1.2 s)`, or `scene NAME ... FAILED (1.2 s): MESSAGE`.
 fn scene_line(line: &str) -> Option<(&str, f64)> {
     let (name, rest) = line.strip_prefix("scene ")?.split_once(" ... ")?;
     let rest = rest.strip_prefix("ok (").or_else(|| rest.strip_prefix("FAILED ("))?;
@@ -46,7 +46,7 @@ pub fn json(durations: &[TestDuration]) -> String {
     format!("[\n{}\n]\n", durations.iter().map(line).collect::<Vec<_>>().join(",\n"))
 }
 
-/// The slowest tests, one per line. Of a test with scenes, its scenes count.
+/// The slowest tests, one per line. A test with scenes is represented by its scenes.
 pub fn slowest(durations: &[TestDuration]) -> String {
     let mut parts: Vec<_> = durations.iter().filter(|it| !it.has_scenes).collect();
     parts.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));

@@ -56,7 +56,7 @@ impl Evidence {
         self.root.join(self.relative(name))
     }
 
-    /// Makes a folder in it, and returns its absolute path.
+    /// Makes a folder in the folder of the run, and returns its absolute path.
     pub fn create_folder(&self, name: &str) -> io::Result<PathBuf> {
         let path = self.absolute(name);
         fs::create_dir_all(&path)?;

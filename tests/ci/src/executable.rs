@@ -8,10 +8,10 @@ use std::process::Command;
 
 use crate::libtest::BinaryKind;
 
-/// Begins each message of cargo for programs. All other lines are for people.
+/// The beginning of each line in which cargo sends a message to programs. All other lines are for people.
 pub const MESSAGE: &str = "{\"reason\":";
 
-/// The packages whose integration tests start clusters, as their folders.
+/// The folders of the packages whose integration tests start clusters.
 const CLUSTER_PACKAGES: [&str; 2] = ["tests/lab", "tests/e2e"];
 
 /// A compiled test binary.
@@ -25,7 +25,7 @@ pub struct TestExecutable {
     pub folder: PathBuf,
 }
 
-/// The test executables in the output of cargo, in its order of packages and targets.
+/// The test executables in the output of cargo, sorted by package and target.
 pub fn executables(output: &str) -> Vec<TestExecutable> {
     let mut found: Vec<_> = output.lines().filter_map(executable).collect();
     // The order of messages is the order in which the compilers ended.

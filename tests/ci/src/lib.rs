@@ -13,8 +13,8 @@
 //! | `evidence` | the folder for the logs of one run |
 //! | `run` | the run from the first stage to the exit status |
 //!
-//! It has no dependencies: it must build in seconds on a machine that has nothing but Rust and a linker.
-//! `docs/dev/testing.md` explains the rules.
+//! This crate has no dependencies, because it must build in seconds on a machine that has nothing but Rust and a
+//! linker. `docs/dev/testing.md` explains the rules.
 
 mod clusters;
 mod durations;

@@ -1,4 +1,4 @@
-//! Reads the output of test executables: of each, which tests failed, and how many passed. Pure.
+//! Reads the output of test executables: the failed tests of each, and the number of those that passed. Pure.
 //!
 //! ```text
 //!      Running tests/life.rs (target/debug/deps/life-0123)     header, as cargo prints it
@@ -49,7 +49,7 @@ struct ResultLine {
 /// Reads the results of all test binaries, in the order in which they ran.
 pub fn parse(output: &str) -> Vec<TestBinary> {
     let mut binaries: Vec<TestBinary> = Vec::new();
-    // Lines between `failures:` and the result. Their text belongs to tests, so headers in it do not count.
+    // Lines between `failures:` and the result. Tests print these lines, so a header among them does not count.
     let mut failures: Option<Vec<&str>> = None;
     for line in output.lines() {
         if failures.is_none()

@@ -216,7 +216,7 @@ fn result_of(succeeded: bool) -> StageResult {
     if succeeded { StageResult::Passed } else { StageResult::Failed }
 }
 
-/// The results in the output of an end-to-end test. Its whole output is that of the failed test.
+/// The results in the output of an end-to-end test. The output of a failed test is the whole output of its process.
 fn results(finished: &FinishedTest<'_>) -> Vec<TestBinary> {
     let mut binaries = libtest::parse(&finished.output);
     for output in binaries.iter_mut().flat_map(|binary| binary.failed.values_mut()) {

@@ -3,13 +3,13 @@
 use std::path::Path;
 use std::process::Command;
 
-/// What a stage checks.
+/// How a stage runs, and when it passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StageKind {
     /// Passes if its command exits with status 0.
     Command,
-    /// As `Command`, but the command starts with the run, and its output is printed when its turn comes. A build leaves
-    /// a core idle while only one crate is left to compile, and a second build uses that core.
+    /// As `Command`, but the command starts with the run, and its output is printed when the turn of the stage comes.
+    /// While a build has only one crate left to compile, a second build uses the idle core.
     Background,
     /// As `Command`. The messages of the command name the test executables.
     Build,
@@ -38,7 +38,7 @@ const BUILD: &str = "build of the tests";
 const SET_UP: &str = "set-up of the lab";
 
 /// All stages, in order. Each command of cargo that compiles for debugging selects the whole workspace, with its tests:
-/// features depend on the selection, so another one would compile most dependencies again.
+/// features depend on the selection, so another selection would compile most dependencies again.
 pub const STAGES: [Stage; 6] = [
     Stage {
         title: "format",

@@ -11,7 +11,7 @@ pub enum StageResult {
     /// Tests failed, and all of them passed alone.
     Flaky,
     Failed,
-    /// A stage failed which this stage needs.
+    /// A stage that this stage needs has failed.
     NotRun,
 }
 

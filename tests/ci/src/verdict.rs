@@ -10,7 +10,7 @@ use crate::libtest::{BinaryKind, TestBinary};
 /// At most this many tests of a run may fail and still run once more. More failures than this are no coincidence.
 pub const MAX_RERUNS: usize = 2;
 
-/// Begins the line in which a test lists its failed scenes, separated by spaces (`e2e::Scenes::play`).
+/// The beginning of the line in which a test lists its failed scenes, separated by spaces (`e2e::Scenes::play`).
 const FAILED_SCENES: &str = "failed scenes: ";
 
 /// One run of several test executables.
@@ -107,7 +107,7 @@ pub fn count(run: &TestRun, reruns: &[Rerun]) -> Counts {
     counts
 }
 
-/// Whether everything of a failed test ran again and passed.
+/// Whether a failed test, or each of its failed scenes, ran again and passed.
 fn is_flaky(binary: &str, test: &str, reruns: &[Rerun]) -> bool {
     let mut reruns =
         reruns.iter().filter(|rerun| rerun.target.binary == binary && rerun.target.test == test).peekable();

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Stands for cargo, the set-up and each test executable. It takes its output and exit status from the files beside it:
+/// Stands for cargo and for each test executable. It takes its output and exit status from the files beside it:
 /// `first-TEST` and `second-TEST` of an end-to-end test, or `second-SCENE` of one of its scenes.
 const FAKE_PROGRAM: &str = r#"#!/bin/bash
 fake=$(dirname "$0")
@@ -109,7 +109,7 @@ impl RunResult {
         self.output.lines().last().unwrap_or_default()
     }
 
-    /// The commands that ran a test or scene once more: after the first run of the two tests.
+    /// The commands that ran a test or scene once more. The `first` commands with a test belong to the first run.
     fn reruns(&self, first: usize) -> Vec<&str> {
         self.calls.iter().map(String::as_str).filter(|call| call.contains("--exact ")).skip(first).collect()
     }
