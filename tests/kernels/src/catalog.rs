@@ -12,7 +12,7 @@ pub const SUITES: [&str; 5] = ["bullseye", "bookworm", "bookworm-backports", "tr
 /// Modules that a guest loads at its start, with those that they depend on. The first ones mount the file system of the
 /// machine. The others would be loaded on demand, but each demand starts a program, and emulation is slow.
 pub const MODULES: [&str; 40] = [
-    // libcrc32c looks for it by name, which depmod does not count as a dependency.
+    // libcrc32c requests this module by name, and depmod does not record such a dependency.
     "crc32c_generic",
     "virtio_pci",
     "9pnet_virtio",
@@ -95,8 +95,8 @@ const LOAD: &str = "they measure load, which emulation slows down tenfold";
 const SAME: &str = "they use the same features of the kernel";
 const BOUNDS: &str = "they have bounds below a second, and would measure the emulation";
 
-/// All tests of what the kernel accepts and prints, and a few of each way in which packets are handled: emulation takes
-/// ten times as long.
+/// All tests of the tables and messages that the kernel accepts and prints, and only a few of its handling of packets,
+/// because emulation takes ten times as long.
 pub const SELECTIONS: [Selection; 10] = [
     select("dataplane", "kernel").select_tests(&["--skip", "twenty_thousand", "--skip", "ten_thousand"], LOAD),
     select("dataplane", "links"),
@@ -112,15 +112,15 @@ pub const SELECTIONS: [Selection; 10] = [
         .select_tests(&["one_node_answers", "new_link_or_mac", "without_ipv4", "duplicate_address_detection"], BOUNDS),
 ];
 
-/// Packages that are compiled with optimizations, beside the usual artefacts: their tests spend most of their time in
-/// them, and emulation makes each instruction slow.
+/// Packages that are compiled with optimizations, beside the usual artefacts. Their tests spend most of the time in the
+/// code of these packages, and emulation makes each instruction slow.
 pub const OPTIMIZED: [&str; 2] = ["dataplane", "netlink"];
 
 /// The name of the step that checks whether a kernel can run the lab.
 pub const DOCTOR: &str = "doctor";
 
 /// Checks of the doctor that do not concern the kernel: a guest is small, and nothing is built there.
-pub const NO_MATTER_OF_THE_KERNEL: [&str; 5] = ["memory", "disk", "inotify instances", "cargo", "go"];
+pub const NOT_ABOUT_THE_KERNEL: [&str; 5] = ["memory", "disk", "inotify instances", "cargo", "go"];
 
 /// The time after which a step is ended.
 pub const STEP_SECONDS: u32 = 600;
@@ -142,7 +142,7 @@ pub struct KnownFailure {
 const NFT: &str = "Linux 6.12.115 and later refuse a byteorder expression that nft writes when it loads the text; \
                    Landfall does not write it";
 
-/// A known failure that passes fails the run: it must leave this list.
+/// The known failures. If one of these tests passes, the run fails, so that its entry is removed.
 pub const KNOWN: [KnownFailure; 3] = [
     KnownFailure {
         series: &["5.10"],

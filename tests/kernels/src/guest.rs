@@ -34,7 +34,7 @@ const TRANSCRIPT: &str = "/dev/ttyS1";
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Runs the guest. The machine ends it in any case, after a time.
+/// Runs the guest. If the guest does not end, the machine kills it after a time.
 ///
 /// # Panics
 /// If it cannot power off. Then the kernel panics, and the guest ends as well.
@@ -83,11 +83,11 @@ fn load_module(module: &str) -> io::Result<()> {
         return Ok(());
     }
     let error = io::Error::last_os_error();
-    // Another module, or the kernel itself, may have asked for it.
+    // The module may be loaded already: another module, or the kernel itself, may have requested it.
     if error.raw_os_error() == Some(libc::EEXIST) { Ok(()) } else { Err(explain(module, error)) }
 }
 
-/// Makes the file system of the machine, with changes in memory, the root.
+/// Makes the file system of the machine the root. Changes stay in memory.
 fn mount_all(modules: &Path) -> io::Result<()> {
     let options = "trans=virtio,version=9p2000.L,msize=524288,cache=loose";
     let none = MsFlags::empty();
@@ -130,7 +130,7 @@ fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     command
 }
 
-/// Runs a step, and ends it after its time. `None` if it was ended.
+/// Runs a step, and kills it after its time. `None` if it was killed.
 fn run_step(step: &Step, transcript: &File) -> io::Result<Option<ExitStatus>> {
     let mut command = command(&step.program);
     command.args(&step.arguments).current_dir(&step.folder).env("CARGO_MANIFEST_DIR", &step.folder);

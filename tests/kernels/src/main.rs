@@ -1,5 +1,5 @@
-//! `kernels [SERIES...] [--steps STEP...]`: runs the kernel tests on these kernels, or on all; of each only these steps,
-//! as `dataplane::links` or `doctor`. In a guest it is the first process.
+//! `kernels [SERIES...] [--steps STEP...]`: runs the kernel tests on these kernels, or on all. A step is, for example,
+//! `dataplane::links` or `doctor`; without `--steps`, all run. In a guest, this program is the first process.
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -9,14 +9,14 @@ pub fn series(release: &str) -> Option<String> {
     (!major.is_empty() && !minor.is_empty()).then(|| format!("{major}.{minor}"))
 }
 
-/// The name of the newest package with a usual kernel of this series, of all these names. Kernels for clouds have few
-/// drivers, and those for real time and unsigned ones are variants.
+/// The newest of these packages that has a usual kernel of this series. Variants do not count: kernels for clouds,
+/// which have few drivers, kernels for real time, unsigned kernels, and debug symbols.
 pub fn newest<'a>(names: impl IntoIterator<Item = &'a str>, series: &str) -> Option<&'a str> {
     let versions = names.into_iter().filter_map(|name| Some((version(name, series)?, name)));
     versions.min_by_key(|(version, _)| Reverse(version.clone())).map(|(_, name)| name)
 }
 
-/// The numbers behind the series: `[0, 32]` of `linux-image-5.10.0-32-amd64`.
+/// The numbers after the series: `[0, 32]` of `linux-image-5.10.0-32-amd64`.
 fn version(name: &str, series: &str) -> Option<Vec<u32>> {
     let version = name.strip_prefix("linux-image-")?.strip_prefix(series)?.strip_prefix('.')?;
     let version = version.strip_suffix("-amd64")?;

@@ -76,7 +76,7 @@ fn find_modules(tree: &Path) -> io::Result<PathBuf> {
     entry(folder.ok_or_else(|| io::Error::other("the package has no modules"))?, |_| true)
 }
 
-/// The entry of a folder with such a name.
+/// The first entry of a folder with a wanted name.
 fn entry(folder: &Path, is_wanted: impl Fn(&str) -> bool) -> io::Result<PathBuf> {
     let entries = fs::read_dir(folder)?.flatten();
     let mut wanted = entries.filter(|entry| is_wanted(&entry.file_name().to_string_lossy()));
@@ -119,9 +119,9 @@ impl Apt {
             format!("Dir::Cache={}", path("cache")),
             "Acquire::Languages=none".to_owned(),
             "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".to_owned(),
-            // This user cannot write below every home.
+            // The default user, `_apt`, cannot write below every home.
             "APT::Sandbox::User=root".to_owned(),
-            // A mirror that does not answer is an error soon.
+            // If the mirror does not answer, apt fails soon.
             "Acquire::http::Timeout=20".to_owned(),
         ] {
             command.args(["-o", &option]);

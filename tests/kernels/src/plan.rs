@@ -1,4 +1,4 @@
-//! The steps that a guest runs, and the text in which they reach it. Pure.
+//! The steps that a guest runs, and their text form, which the guest reads. Pure.
 
 use std::path::PathBuf;
 

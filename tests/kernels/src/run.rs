@@ -22,7 +22,7 @@ use crate::packages::{self, UnpackedKernel, output};
 use crate::plan::{self, Step};
 use crate::verdict::{self, Verdict};
 
-/// Runs the selected series, or all, and of each the selected steps, or all. Returns whether all pass.
+/// Runs the steps in `only` on the series in `selected`. An empty list means all. Returns whether all pass.
 pub fn run(root: &Path, selected: &[String], only: &[String]) -> io::Result<bool> {
     let start = Instant::now();
     let root = root.canonicalize()?;
