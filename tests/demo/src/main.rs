@@ -25,7 +25,7 @@ const PENDING: Duration = Duration::from_secs(4);
 /// Interval between two requests of the client while the node dies.
 const REQUEST_INTERVAL: Duration = Duration::from_millis(10);
 
-/// The client sends requests for this long before.
+/// The client sends requests for this time before the node dies.
 const LEAD_TIME: Duration = Duration::from_millis(500);
 
 /// A request without an answer for this long is lost.
@@ -105,7 +105,7 @@ async fn show_installation(story: &Story, world: &World) -> Result<IpAddr> {
     let pods = ["-n", e2e::world::SYSTEM, "get", "pods", "-o", "wide"];
     story.command("kubectl -n landfall-system get pods -o wide", &columns(&world.kubectl(&pods)?, 7));
     story.explain(&format!(
-        "It runs after {:.1} s, and a condition on the Service names the missing pool:",
+        "Landfall runs after {:.1} s, and a condition of the Service reports the missing pool:",
         since.elapsed().as_secs_f64()
     ));
     let refusal = world.wait_for_refusal("web").await?;
@@ -150,7 +150,7 @@ async fn show_answers(story: &Story, world: &World, address: IpAddr) -> Result<(
         story.command(&format!("curl http://{address}"), &printed);
     }
     story.find(&format!(
-        "{announcer} announces the address and hands frames to the nodes of the pods: each pod sees the client's address"
+        "{announcer} announces the address and re-sends frames to the pods' nodes: each pod sees the client's address"
     ));
     story.command("landfall status", &world.run_landfall(&["status"])?);
     Ok(())
@@ -161,7 +161,7 @@ async fn show_takeover(story: &Story, world: &World, address: IpAddr) -> Result<
     let first = world.wait_for_announcer(address).await?;
     let milliseconds = REQUEST_INTERVAL.as_millis();
     story.explain(&format!("{first} loses its power now, while the client sends a request every {milliseconds} ms."));
-    // Datagrams, which need no connection.
+    // The requests are datagrams, which need no connection.
     let (clock, client) = (Clock::start(), world.cluster.client_host("c1").netns()?);
     let plan = TryPlan::new(SocketAddr::new(address, 80), Transport::Udp);
     let plan = TryPlan { interval: REQUEST_INTERVAL, timeout: ANSWER_TIMEOUT, ..plan };
@@ -177,7 +177,7 @@ async fn show_takeover(story: &Story, world: &World, address: IpAddr) -> Result<
     })
     .await?;
     wait_until(SOON, "an answer", async || world.lan.query_udp(address)).await?;
-    // Counts losses for two more seconds.
+    // The client sends requests for two more seconds, so that later losses are counted.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let record = tokio::task::block_in_place(|| prober.stop())?;
     let outage = record.longest_gap_after(cut).context("no answer after the death")?;
@@ -189,7 +189,7 @@ async fn show_takeover(story: &Story, world: &World, address: IpAddr) -> Result<
     ));
     if lost > 0 {
         story.explain(&format!(
-            "({lost} of the {} requests after that were lost, while the dead node's pod was still in rotation.)",
+            "({lost} of the {} requests after that were lost, while the dead node's pod was still an endpoint.)",
             after.len()
         ));
     }
