@@ -1,6 +1,6 @@
 //! Holds a pod's namespaces open and reaps orphaned processes in them, until SIGTERM or SIGINT.
 //!
-//! It is also process 1 of each node of the lab, for the same reason.
+//! It is also process 1 of each node of the lab, for the same purpose.
 #![allow(unsafe_code)]
 
 fn main() {

@@ -190,7 +190,7 @@ mod tests {
         (Ipv4Addr::LOCALHOST, port).into()
     }
 
-    /// Sends a request. Returns the answer, and the line that whoami owes this client.
+    /// Sends a request. Returns the answer, and the line that this client should get.
     fn query(request: &[u8]) -> (String, String) {
         let mut stream = TcpStream::connect(start_server()).expect("connect");
         stream.write_all(request).expect("send");
