@@ -25,6 +25,7 @@
 //! | `settled` | Services for which there is nothing to decide |
 //! | `queue`, `backoff` | the order in which series start, and the delays between them |
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crds::service::Family;
@@ -76,7 +77,7 @@ impl ClusterIndex {
     /// [backlog](Self::has_backlog), the next plan continues.
     pub fn plan_some(&mut self, now: Timestamp, limit: usize) -> Plan {
         self.mark_due(now);
-        self.standings.clear();
+        self.begin_plan();
         self.rebuild_pools(now);
         let mut plan = Plan::default();
         let services = self.take_dirty_services(&mut plan, now, limit);
@@ -106,7 +107,8 @@ impl ClusterIndex {
         plan
     }
 
-    /// Decides about these Services. Those that keep their addresses come first, then the others by rank and age.
+    /// Decides about these Services. Those that keep their addresses come first, then the others by rank and age. Before
+    /// these, the addresses that the status of one of them shows are promised to it.
     fn decide(&mut self, services: Vec<Arc<Service>>, now: Timestamp) -> Decisions {
         let (mut decisions, mut needs) = (Decisions::default(), self.refusals_in_flight());
         for service in services {
@@ -121,12 +123,22 @@ impl ClusterIndex {
             }
         }
         needs.sort_by(|(rank, a), (other, b)| (rank, a.created, &a.key).cmp(&(other, b.created, &b.key)));
+        let mut claims = BTreeSet::new();
+        for (_, service) in &needs {
+            claims.extend(self.claim_shown(service, now));
+        }
         for (_, service) in needs {
             let allocation = self.allocate(&service, now);
+            for target in &allocation.targets {
+                claims.remove(&(service.key.clone(), target.lb_ip));
+            }
             // A busy Service gets the promised address when its series ends.
             if !self.is_busy(&Subject::Service(service.key.clone())) {
                 decisions.allocations.push(self.record_outcome(allocation));
             }
+        }
+        for (key, lb_ip) in claims {
+            self.withdraw_promise(lb_ip, &key, now);
         }
         decisions
     }
@@ -213,9 +225,8 @@ impl ClusterIndex {
         let live = allocation.surplus.iter().filter(|record| !record.deleting && !awaits_record(&allocation));
         let departures = live.map(|record| (record.address, departure(&allocation, record))).collect();
         self.set_departures(key, departures);
-        for target in allocation.targets.iter().filter(|target| target.acquisition == Acquisition::Join) {
-            self.dirty.records.insert(target.lb_ip);
-        }
+        let changed = allocation.targets.iter().filter(|target| target.acquisition.changes_record());
+        self.dirty.records.extend(changed.map(|target| target.lb_ip));
         let moves = allocation.surplus.iter().any(|record| self.has_leavable_conflict(record));
         set_member(&mut self.moving, key, moves);
         self.set_waiting(key, &self.awaited_families(&allocation));
@@ -228,7 +239,7 @@ impl ClusterIndex {
         if allocation.targets.iter().any(|target| self.would_leave(service, target.lb_ip)) {
             // The limit of addresses in quarantine counts both families.
             FAMILIES.to_vec()
-        } else if awaits_record(allocation) || allocation.refusal.is_some() {
+        } else if allocation.is_blocked || allocation.refusal.is_some() || joins_record(allocation) {
             // A Service that joins a record waits too: the holders may change before it joins.
             families(service).to_vec()
         } else {
@@ -261,7 +272,12 @@ impl ClusterIndex {
 
 /// Whether a record must be written before the status of the Service.
 fn awaits_record(allocation: &Allocation) -> bool {
-    allocation.is_blocked || allocation.targets.iter().any(|target| target.acquisition == Acquisition::Join)
+    allocation.is_blocked || allocation.targets.iter().any(|target| target.acquisition.changes_record())
+}
+
+/// Whether a Service is added to a record.
+fn joins_record(allocation: &Allocation) -> bool {
+    allocation.targets.iter().any(|target| target.acquisition == Acquisition::Join)
 }
 
 /// How a Service leaves a record that it holds.

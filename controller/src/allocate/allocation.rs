@@ -11,7 +11,8 @@
 //! time, then namespace and name). So a request by name comes before a Service that takes any address.
 //!
 //! Only LoadBalancerIPs are trusted. The status of a Service is not: the API server clears it when the type changes,
-//! and every client with write access can forge it.
+//! and every client with write access can forge it. It only decides which of the available addresses a Service gets
+//! ([`crate::allocate::adoption`]).
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -53,14 +54,23 @@ pub(crate) struct Target {
 }
 
 /// How a Service acquires an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Acquisition {
     /// Its record names the Service already.
     Held,
+    /// Its record names a former Service of the same namespace and name, whose place the Service takes.
+    TakeOver,
     /// Its record is created.
     Create,
     /// The Service is added to its record, which is reserved or has holders with the same sharing key.
     Join,
+}
+
+impl Acquisition {
+    /// Whether the record must be changed before the status of the Service shows the address.
+    pub(crate) fn changes_record(self) -> bool {
+        matches!(self, Self::TakeOver | Self::Join)
+    }
 }
 
 /// Whether the addresses that a Service holds are all it needs.
@@ -79,11 +89,11 @@ pub(crate) enum Unavailable {
 }
 
 /// The decision depends on a write that is still in flight.
-struct Blocked;
+pub(super) struct Blocked;
 
-/// The records that name a Service.
+/// The records that name a Service, or a former Service of the same key.
 #[derive(Default)]
-struct HeldRecords {
+pub(super) struct HeldRecords {
     /// Records that the Service may keep.
     live: Vec<Arc<Record>>,
     /// Records that the Service loses: they are being deleted, or it no longer fits with the other holders.
@@ -103,18 +113,19 @@ pub(crate) struct Search<'a> {
 
 impl Search<'_> {
     /// The positions of the slots that are empty and request no particular address.
-    fn empty_slots(&self) -> Vec<usize> {
+    pub(super) fn empty_slots(&self) -> Vec<usize> {
         let slots = &self.request.slots;
         (0..slots.len()).filter(|i| self.targets[*i].is_none() && slots[*i].lb_ip.is_none()).collect()
     }
 
-    fn fill(&mut self, index: usize, lb_ip: IpAddr, acquisition: Acquisition) {
+    pub(super) fn fill(&mut self, index: usize, lb_ip: IpAddr, acquisition: Acquisition) {
         self.targets[index] = Some(Target { lb_ip, acquisition });
     }
 
-    /// The addresses found that the Service does not hold yet.
-    fn new_addresses(&self) -> impl Iterator<Item = IpAddr> {
-        let new = self.targets.iter().flatten().filter(|target| target.acquisition != Acquisition::Held);
+    /// The addresses found whose records do not name the Service or a former one of the same key.
+    pub(super) fn new_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let is_new = |target: &&Target| matches!(target.acquisition, Acquisition::Create | Acquisition::Join);
+        let new = self.targets.iter().flatten().filter(is_new);
         new.map(|target| target.lb_ip)
     }
 }
@@ -142,10 +153,7 @@ impl ClusterIndex {
             Err(refusal) => return refused_allocation(service, held, refusal),
         };
         let options = self.held_options(service, &request, &held);
-        let targets = staying_targets(&options);
-        let is_spare = |lb_ip: &IpAddr| targets.iter().flatten().all(|target| target.lb_ip != *lb_ip);
-        let spare = held.live.iter().map(|record| record.address).filter(is_spare).collect();
-        let mut search = Search { service, request: &request, targets, spare, now };
+        let mut search = start_search(service, &request, &held, &options, now);
         let mut is_blocked = match self.fill_requested(&mut search) {
             Ok(()) => false,
             Err(Unavailable::Refused(refusal)) => return refused_allocation(service, held, refusal),
@@ -194,7 +202,7 @@ impl ClusterIndex {
 
     /// Fills the slots that request a particular address. Stops at the first refusal; a blocked address is reported at
     /// the end.
-    fn fill_requested(&mut self, search: &mut Search<'_>) -> Result<(), Unavailable> {
+    pub(super) fn fill_requested(&mut self, search: &mut Search<'_>) -> Result<(), Unavailable> {
         let mut result = Ok(());
         for (index, slot) in search.request.slots.iter().enumerate() {
             let Some(lb_ip) = slot.lb_ip.filter(|_| search.targets[index].is_none()) else { continue };
@@ -242,21 +250,27 @@ impl ClusterIndex {
         }
     }
 
-    fn held_records(&mut self, service: &Service) -> HeldRecords {
+    pub(super) fn held_records(&mut self, service: &Service) -> HeldRecords {
         let mut held = HeldRecords::default();
-        for record in self.records_held_by(service) {
+        for record in self.records_of(&service.key).cloned().collect::<Vec<_>>() {
             let standings = self.standings(&record);
-            let own = record.holders.iter().position(|holder| holder.uid == service.uid);
-            let clashes = own.is_some_and(|own| matches!(standings[own], Standing::Clashes(..)));
-            if record.deleting || clashes { held.lost.push(record) } else { held.live.push(record) }
+            let own = record.holders.iter().zip(&*standings).filter(|(holder, _)| holder.service() == service.key);
+            match own.map(|(_, standing)| standing).find(|standing| **standing != Standing::Gone) {
+                // The entry has the UID of a Service with another key.
+                None => {}
+                Some(Standing::Clashes(..)) => held.lost.push(record),
+                Some(_) if record.deleting => held.lost.push(record),
+                Some(_) => held.live.push(record),
+            }
         }
         held
     }
 
-    /// For each slot of a request, the address that the Service holds for it. Several addresses can fit: after a crash
+    /// For each slot of a request, the address that the Service holds for it, or that a former Service of the same key
+    /// held. Several addresses can fit: after a crash
     /// in the middle of a change, or when fewer are requested than before. Then addresses without a conflict come
     /// first, and of these the addresses in the status, so that users see no change.
-    fn held_options(
+    pub(super) fn held_options(
         &self,
         service: &Service,
         request: &AddressRequest<'_>,
@@ -267,6 +281,7 @@ impl ClusterIndex {
             .map(|record| HeldOption {
                 should_leave: self.should_leave(service, record),
                 status_position: status_position(service, record.address),
+                acquisition: acquisition(record, service),
                 lb_ip: record.address,
             })
             .collect();
@@ -289,7 +304,7 @@ impl ClusterIndex {
     }
 
     /// The pools from which a Service may get any address, in the order in which they are tried.
-    fn pools_for(&self, service: &Service, request: &AddressRequest<'_>) -> Result<Vec<usize>, Refusal> {
+    pub(super) fn pools_for(&self, service: &Service, request: &AddressRequest<'_>) -> Result<Vec<usize>, Refusal> {
         if self.pools.is_empty() {
             return Err(Refusal::NoPool);
         }
@@ -326,8 +341,8 @@ impl ClusterIndex {
         pool.admits(&service.key.namespace, labels, &service.labels)
     }
 
-    /// An address of this family for the Service: reserved for it, shared under its key, or in cool-down since it
-    /// released the address.
+    /// An address of this family for the Service: shown by its status, reserved for it, shared under its key, or in
+    /// cool-down since it released the address.
     fn find_known(
         &mut self,
         search: &Search<'_>,
@@ -335,6 +350,9 @@ impl ClusterIndex {
         pools: &[usize],
     ) -> Result<Option<(IpAddr, Acquisition)>, Blocked> {
         let service = search.service;
+        if let Some(found) = self.find_shown(search, family, pools)? {
+            return Ok(Some(found));
+        }
         let is_of_family = |lb_ip: &IpAddr| Family::from(*lb_ip) == family;
         let reserved: Vec<_> = self.reserved.get(&service.key).copied().filter(is_of_family).collect();
         if let Some(lb_ip) = self.find_joinable(search, &reserved)? {
@@ -438,17 +456,37 @@ fn names<'a>(pools: impl Iterator<Item = &'a Pool>) -> Truncated<String> {
 
 /// A held address that may fill a slot, in the order of preference.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct HeldOption {
+pub(super) struct HeldOption {
     /// Whether the Service should get another address, because of a conflict.
     should_leave: bool,
     status_position: usize,
+    acquisition: Acquisition,
     lb_ip: IpAddr,
 }
 
 impl HeldOption {
     fn target(self) -> Target {
-        Target { lb_ip: self.lb_ip, acquisition: Acquisition::Held }
+        Target { lb_ip: self.lb_ip, acquisition: self.acquisition }
     }
+}
+
+/// A search that has found the held addresses.
+pub(super) fn start_search<'a>(
+    service: &'a Service,
+    request: &'a AddressRequest<'a>,
+    held: &HeldRecords,
+    options: &[Option<HeldOption>],
+    now: Timestamp,
+) -> Search<'a> {
+    let targets = staying_targets(options);
+    let is_spare = |lb_ip: &IpAddr| targets.iter().flatten().all(|target| target.lb_ip != *lb_ip);
+    let spare = held.live.iter().map(|record| record.address).filter(is_spare).collect();
+    Search { service, request, targets, spare, now }
+}
+
+/// How a Service acquires the address of a record that names its key.
+fn acquisition(record: &Record, service: &Service) -> Acquisition {
+    if holds(record, service) { Acquisition::Held } else { Acquisition::TakeOver }
 }
 
 /// For each slot, its held address as a target. `None` if the slot has no address, or if the Service should leave it.
@@ -475,13 +513,14 @@ fn allocation(service: &Arc<Service>, held: HeldRecords, targets: Vec<Target>) -
 fn refused_allocation(service: &Arc<Service>, held: HeldRecords, refusal: Refusal) -> Allocation {
     let families = families(service);
     let has = |family: &Family| held.live.iter().any(|record| Family::from(record.address) == *family);
-    let mut keeps: Vec<_> = held.live.iter().map(|record| record.address).collect();
+    let target = |record: &Arc<Record>| Target { lb_ip: record.address, acquisition: acquisition(record, service) };
+    let mut keeps: Vec<_> = held.live.iter().map(target).collect();
     if requires_both_families(service) && !families.iter().all(has) {
         keeps.clear();
     }
     let family_position = |lb_ip: &IpAddr| families.iter().position(|family| *family == Family::from(*lb_ip));
-    keeps.sort_by_key(|lb_ip| (family_position(lb_ip).unwrap_or(usize::MAX), status_position(service, *lb_ip), *lb_ip));
-    debug_assert!(held.live.iter().all(|record| holds(record, service)));
-    let targets = keeps.into_iter().map(|lb_ip| Target { lb_ip, acquisition: Acquisition::Held }).collect();
-    Allocation { refusal: Some(refusal), ..allocation(service, held, targets) }
+    keeps.sort_by_key(|Target { lb_ip, .. }| {
+        (family_position(lb_ip).unwrap_or(usize::MAX), status_position(service, *lb_ip), *lb_ip)
+    });
+    Allocation { refusal: Some(refusal), ..allocation(service, held, keeps) }
 }

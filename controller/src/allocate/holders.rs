@@ -92,7 +92,7 @@ impl ClusterIndex {
     /// Whether a holder requests this pool, or has a request that is invalid or unreadable now.
     fn may_request(&self, holder: &Holder, pool: &str) -> bool {
         let key = holder.service();
-        let service = self.objects.services().get(&key).filter(|service| service.uid == holder.uid);
+        let service = self.objects.services().get(&key);
         let is_requested = |service: &Arc<Service>| match &service.request {
             Ok(request) => request.pool.as_deref() == Some(pool),
             Err(_) => true,
@@ -135,9 +135,10 @@ impl ClusterIndex {
                 (_, Some(Departure::DeletesRecord)) => return None,
                 (_, Some(Departure::Now)) => {}
                 (Standing::Stays, None) => {
+                    // If the record names a former Service of this key, the present one takes its place.
                     let service = self.objects.services().get(&key).cloned();
-                    let terms = service.as_ref().map_or_else(|| holder.terms.clone(), |own| sharing::terms(own));
-                    remaining.holders.push(Holder { terms, ..holder.clone() });
+                    let current = service.as_ref().map_or_else(|| holder.clone(), |service| sharing::holder(service));
+                    remaining.holders.push(current);
                     remaining.services.extend(service);
                 }
                 _ => {

@@ -99,7 +99,7 @@ impl ClusterIndex {
             let clash = match standing {
                 Standing::Gone => continue,
                 // This holder is the Service itself. It must leave, because it no longer fits with the Service `with`.
-                Standing::Clashes(with, clash) if holder.uid == service.uid => {
+                Standing::Clashes(with, clash) if other == service.key => {
                     return Err(Refusal::SharingConflict(lb_ip, with.clone(), clash.clone()).into());
                 }
                 Standing::Clashes(..) => {

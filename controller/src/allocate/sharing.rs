@@ -165,7 +165,7 @@ pub(crate) fn standings<'a>(holders: &'a [Holder], state: impl Fn(&Holder) -> Ho
     let mut staying = Vec::<usize>::new();
     for is_unchanged in [true, false] {
         for (index, holder) in holders.iter().enumerate() {
-            let is_repeated = staying.iter().any(|other| holders[*other].uid == holder.uid);
+            let is_repeated = staying.iter().any(|other| holders[*other].service() == holder.service());
             let service = match states[index] {
                 HolderState::Unreadable if is_unchanged && !is_repeated => {
                     standings[index] = Standing::Unreadable;

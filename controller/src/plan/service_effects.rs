@@ -64,7 +64,10 @@ impl ClusterIndex {
         let lb_ips = || allocation.targets.iter().map(|target| target.lb_ip);
         let desired = allocated_condition(allocation, self);
         let conditions = (!desired.is_in(&service.conditions)).then(|| desired.set_in(&service.conditions, now));
-        let (has_finalizer, ingress) = if allocation.targets.is_empty() {
+        let (has_finalizer, ingress) = if allocation.targets.is_empty() && self.pools.is_empty() {
+            // While Landfall is installed again, no pool exists at first. Then the status is all that remains.
+            (service.has_finalizer(), None)
+        } else if allocation.targets.is_empty() {
             // If Landfall never gave this Service an address, the ingress and the finalizer belong to another provider,
             // which may serve it.
             let is_ours = was_given_addresses(service) || !allocation.surplus.is_empty();

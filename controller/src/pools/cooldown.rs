@@ -59,6 +59,11 @@ impl Cooldowns {
         self.by_service.get(service).into_iter().flatten().rev().copied()
     }
 
+    /// The Service that had this address.
+    pub(crate) fn service_of(&self, address: IpAddr) -> Option<&Key> {
+        self.by_address.get(&address).map(|cooldown| &*cooldown.service)
+    }
+
     pub(crate) fn contains(&self, address: IpAddr) -> bool {
         self.by_address.contains_key(&address)
     }

@@ -153,6 +153,12 @@ impl Free {
         self.cooldowns.last_held_by(service)
     }
 
+    /// The last Service that had this address, while the address cools down.
+    pub(crate) fn cooling_after(&mut self, address: IpAddr, now: Timestamp) -> Option<&Key> {
+        self.expire_cooldowns(now);
+        self.cooldowns.service_of(address)
+    }
+
     /// Whether this is an unused address of a pool. It may be in cool-down or withheld.
     #[cfg(test)]
     pub(crate) fn is_free(&self, address: IpAddr) -> bool {

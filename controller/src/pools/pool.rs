@@ -106,6 +106,12 @@ impl Pools {
         pool.network_ends.contains(&address).then_some(Withheld::NetworkEnd)
     }
 
+    /// The pool of an address that a Service can get without requesting it by name.
+    pub(crate) fn pool_of_open(&self, address: IpAddr) -> Option<usize> {
+        let (pool, number) = self.map.locate(address)?;
+        number.map(|_| pool)
+    }
+
     /// The pools that assign addresses automatically, in the order in which they are tried.
     pub fn automatic(&self) -> impl Iterator<Item = &Pool> {
         self.search_order.iter().map(|index| &self.pools[*index])

@@ -26,7 +26,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crds::{Holder, IPAddressPool, InternedStr, Key, Namespace, NodeAddresses, Record, Service};
 use jiff::Timestamp;
@@ -40,7 +40,7 @@ use crate::pools::Pools;
 use crate::pools::free::Free;
 use crate::pools::intervals::ByFamily;
 use crate::pools::occupied::Occupied;
-use crate::state::record::{holder_keys, holds};
+use crate::state::record::{holder_keys, holds, names};
 use relation::Relation;
 
 mod backlog;
@@ -114,6 +114,8 @@ pub struct ClusterIndex {
     pub(crate) busy: BTreeMap<Subject, Vec<IpAddr>>,
     /// The standings of addresses with several holders, computed once in each plan.
     pub(crate) standings: HashMap<IpAddr, Arc<[Standing]>>,
+    /// The UIDs of all Services, collected at most once for a plan and its backlog: few plans need them.
+    living_uids: OnceLock<BTreeSet<InternedStr>>,
 }
 
 /// Objects that exist and cannot be read. They are neither changed nor treated as absent.
@@ -151,6 +153,8 @@ pub(crate) struct Dirty {
 pub(crate) enum Precedence {
     /// The Service may not hold addresses, or is gone.
     Released,
+    /// The Service lacks an address, and its status shows one that is free. It would go to a new Service otherwise.
+    Adopting(Rank, Timestamp),
     /// The Service holds no address. New addresses are assigned in this order, as in a single plan.
     New(Rank, Timestamp),
     /// The Service holds an address.
@@ -216,7 +220,7 @@ impl ClusterIndex {
         self.dirty.records.extend(moved);
     }
 
-    fn is_used(&self, lb_ip: IpAddr) -> bool {
+    pub(crate) fn is_used(&self, lb_ip: IpAddr) -> bool {
         self.objects.records().contains_key(&lb_ip)
             || self.unreadable.records.contains(&lb_ip)
             || self.promises.contains(&lb_ip)
@@ -226,6 +230,12 @@ impl ClusterIndex {
     pub(crate) fn records_held_by(&self, service: &Service) -> Vec<Arc<Record>> {
         let records = self.objects.addresses_of(&service.key).filter_map(|lb_ip| self.objects.records().get(&lb_ip));
         records.filter(|record| holds(record, service)).cloned().collect()
+    }
+
+    /// The records that name this Service or a former Service of the same key, in order of their addresses.
+    pub(crate) fn records_of<'a>(&'a self, key: &'a Key) -> impl Iterator<Item = &'a Arc<Record>> {
+        let records = self.objects.addresses_of(key).filter_map(move |lb_ip| self.objects.records().get(&lb_ip));
+        records.filter(move |record| names(record, key))
     }
 
     /// Whether nothing is planned, promised or missing for this Service.
@@ -238,15 +248,23 @@ impl ClusterIndex {
             && !is_pending()
     }
 
-    /// The state of the Service that a record names as a holder.
+    /// The state of the Service that a record names as a holder. If another Service has the same key now, it takes the
+    /// place of the former one: see [`crate::allocate::adoption`].
     pub(crate) fn holder_state(&self, holder: &Holder) -> HolderState<'_> {
         let key = holder.service();
         if self.unreadable.services.contains(&key) {
             return HolderState::Unreadable;
         }
         let service = self.objects.services().get(&key);
-        let service = service.filter(|service| service.uid == holder.uid && self.may_hold_addresses(service));
+        let service = service.filter(|service| self.may_hold_addresses(service));
+        let service = service.filter(|service| service.uid == holder.uid || !self.is_living(&holder.uid));
         service.map_or(HolderState::Gone, |service| HolderState::Service(service))
+    }
+
+    /// Whether a Service has this UID.
+    fn is_living(&self, uid: &InternedStr) -> bool {
+        let uids = || self.objects.services().values().map(|service| service.uid.clone()).collect();
+        self.living_uids.get_or_init(uids).contains(uid)
     }
 
     /// Whether a Service may have addresses at all.
@@ -264,6 +282,14 @@ impl ClusterIndex {
             self.standings.insert(record.address, standings.clone());
         }
         standings
+    }
+
+    /// Forgets the results that are valid only during one plan.
+    pub(crate) fn begin_plan(&mut self) {
+        self.standings.clear();
+        if !self.has_backlog() {
+            self.living_uids = OnceLock::new();
+        }
     }
 
     /// Replaces the departures of this Service.

@@ -23,6 +23,11 @@ pub(crate) fn holds(record: &Record, service: &Service) -> bool {
     record.holders.iter().any(|holder| holder.uid == service.uid && holder.service() == service.key)
 }
 
+/// Whether a record names a Service with this key, whatever its UID.
+pub(crate) fn names(record: &Record, key: &Key) -> bool {
+    record.holders.iter().any(|holder| holder.service() == *key)
+}
+
 /// Whether one Service holds this record, and no other Service can join it.
 pub(crate) fn is_exclusive(record: &Record) -> bool {
     record.holders.len() == 1 && record.sharing_key.is_none() && record.reservation.is_none()

@@ -1,6 +1,7 @@
 //! Random histories of a cluster, each checked against a small model once the cluster has settled.
 //!
-//! Users create, change and delete objects, forge a status, delete a record or edit pools. Objects become unreadable.
+//! Users create, change and delete objects, forge a status, delete a record or edit pools. They restore all Services from
+//! a backup, with or without the records. Objects become unreadable.
 //! The controller crashes between its writes, loses answers, and observes changes late and in any order.
 
 use std::collections::BTreeSet;
@@ -33,6 +34,8 @@ enum Step {
     Forge(u8, IpAddr),
     /// The Service loses its finalizer and conditions, as after a restore from a backup.
     Strip(u8),
+    /// All Services are created again and get their former status. The flag: whether the records are restored too.
+    Restore(bool),
     /// The Service becomes unreadable, or readable again.
     Unreadable(u8),
     UnreadableRecord(IpAddr),
@@ -148,6 +151,7 @@ fn step() -> impl Strategy<Value = Step> {
         12 => (name(), aspect()).prop_map(|(name, aspect)| Step::Set(name, aspect)),
         2 => (name(), address()).prop_map(|(name, address)| Step::Forge(name, address)),
         1 => name().prop_map(Step::Strip),
+        2 => any::<bool>().prop_map(Step::Restore),
         1 => name().prop_map(Step::Unreadable),
         1 => address().prop_map(Step::UnreadableRecord),
         1 => (address(), any::<bool>()).prop_map(|(address, waits)| Step::DeleteRecord(address, waits)),
@@ -266,6 +270,7 @@ fn happen(world: &mut World, step: &Step, time: i64) {
         Step::Strip(n) if exists(world, n) && !world.snapshot.services[&key(*n)].deleting => {
             world.edit_key(&key(*n), |service| (service.finalizers, service.conditions) = (vec![], vec![]));
         }
+        Step::Restore(keeps_records) => world.restore(*keeps_records),
         Step::Unreadable(n) if exists(world, n) => toggle(&mut world.snapshot.unreadable.services, key(*n)),
         Step::UnreadableRecord(address) => toggle(&mut world.snapshot.unreadable.records, *address),
         Step::Conflict(address) => world.report_conflict(*address),
@@ -383,11 +388,40 @@ fn check_kept(before: &World, step: &Step, after: &World) -> Result<(), TestCase
             Step::Delete(n) | Step::Set(n, _) | Step::Forge(n, _) | Step::Strip(n) | Step::Unreadable(n) => {
                 is_subject(n)
             }
+            Step::Restore(_) => true,
             _ => false,
         };
         if !by_user && before.view_key(&old.key).held.is_empty() && !is_unreadable(before, &old.key) {
             prop_assert_eq!(after.snapshot.services.get(&old.key), Some(old), "{} was touched by {:?}", old.key, step);
         }
+    }
+    Ok(())
+}
+
+/// Checks that Services restored from a backup have their former addresses. Without records, only a Service whose
+/// addresses are all open to it has them again, and no quota may count them: the oldest Services come first.
+fn check_restored(before: &World, keeps_records: bool, after: &World) -> Result<(), TestCaseError> {
+    let mut lost = before.clone();
+    lost.restore(keeps_records);
+    let model = Model::new(&lost.snapshot);
+    for old in before.snapshot.services.values().filter(|service| is_ours(service)) {
+        let (was, is) = (before.view_key(&old.key), after.view_key(&old.key));
+        let held = || was.held.iter().map(|lb_ip| lb_ip.parse::<IpAddr>().expect("an address"));
+        let is_certain = |lb_ip: &IpAddr| {
+            let record = &before.snapshot.records[lb_ip];
+            !record.deleting && !before.snapshot.unreadable.records.contains(lb_ip) && !has_blocking_conflict(record)
+        };
+        if is_unreadable(before, &old.key) || !held().all(|lb_ip| is_certain(&lb_ip)) {
+            continue;
+        }
+        if !keeps_records {
+            let is_true = was.condition.as_ref().is_some_and(|condition| condition.starts_with("True"));
+            if !is_true || !held().all(|lb_ip| model.would_get(old, lb_ip)) {
+                continue;
+            }
+        }
+        let missing: Vec<_> = was.held.iter().filter(|lb_ip| !is.held.contains(lb_ip)).collect();
+        prop_assert!(missing.is_empty(), "{} lacks {:?}, records restored: {}", old.key, missing, keeps_records);
     }
     Ok(())
 }
@@ -419,6 +453,13 @@ proptest! {
             take_step(&mut next, then, time + 1);
             next.settle();
             check_kept(&settled, then, &next)?;
+            for keeps_records in [true, false] {
+                let mut restored = settled.clone();
+                restored.restore(keeps_records);
+                restored.settle();
+                Model::check(&restored)?;
+                check_restored(&settled, keeps_records, &restored)?;
+            }
         }
     }
 

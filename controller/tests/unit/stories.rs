@@ -478,7 +478,7 @@ fn recreated_service_joins_its_shared_address_again() {
     add(&mut world, again);
     assert_eq!(settle(&mut world, ["a", "b"]), ["192.0.2.1 True Allocated"; 2]);
     let holders: Vec<_> = world.snapshot.records[&ip("192.0.2.1")].holders.iter().map(|h| h.uid.as_str()).collect();
-    assert_eq!(holders, ["b", "again"]);
+    assert_eq!(holders, ["again", "b"], "in the place of the former Service");
 }
 
 #[test]

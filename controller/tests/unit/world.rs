@@ -150,6 +150,22 @@ impl World {
         }
     }
 
+    /// Users delete all Services while no controller runs, and create them again with their status. If the flag is not
+    /// set, all records that name a holder are lost.
+    pub(crate) fn restore(&mut self, keeps_records: bool) {
+        let services = self.snapshot.services.values().filter(|service| !service.deleting);
+        for key in services.map(|service| service.key.clone()).collect::<Vec<_>>() {
+            let uid = format!("{}-restored-{}", key.name, self.version);
+            self.edit_key(&key, |service| {
+                service.uid = uid.into();
+                service.finalizers.clear();
+            });
+        }
+        if !keeps_records {
+            self.snapshot.records.retain(|_, record| record.holders.is_empty());
+        }
+    }
+
     /// Removes a Service that is being deleted and has no finalizers.
     fn collect(&mut self, key: &Key) {
         if self.snapshot.services.get(key).is_some_and(|service| service.deleting && service.finalizers.is_empty()) {

@@ -60,9 +60,13 @@ impl ClusterIndex {
         let Some(service) = service.filter(|_| !self.unreadable.services.contains(key)) else {
             return Precedence::Released;
         };
+        let rank = || address_request(service).map_or(Rank::Any, |request| request.rank());
+        if self.shows_free_address(service) {
+            return Precedence::Adopting(rank(), service.created);
+        }
         if self.objects.addresses_of(key).next().is_some() {
             return Precedence::Holder;
         }
-        Precedence::New(address_request(service).map_or(Rank::Any, |request| request.rank()), service.created)
+        Precedence::New(rank(), service.created)
     }
 }

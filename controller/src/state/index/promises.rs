@@ -62,8 +62,11 @@ impl ClusterIndex {
         self.quotas.get(pool)?.get(namespace)
     }
 
-    /// Keeps an address for a Service until its record names the Service.
+    /// Keeps an address for a Service until its record names the Service. Does nothing if it is promised already.
     pub(crate) fn promise(&mut self, lb_ip: IpAddr, service: &Service) {
+        if self.has_promise(&service.key, lb_ip) {
+            return;
+        }
         if !self.is_used(lb_ip) {
             self.take(lb_ip);
             self.mark_pool(lb_ip);
@@ -78,12 +81,22 @@ impl ClusterIndex {
         }
     }
 
+    /// Whether this address is promised to this Service.
+    pub(crate) fn has_promise(&self, key: &Key, lb_ip: IpAddr) -> bool {
+        self.promised.get(key).any(|promised| *promised == lb_ip)
+    }
+
     /// Breaks all promises to this Service. A waiting Service may get the address of a broken promise.
     pub(crate) fn break_promises(&mut self, key: &Key, now: Timestamp) {
         for lb_ip in self.promised.get(key).copied().collect::<Vec<_>>() {
-            self.break_promise(lb_ip, key, now);
-            self.wake_waiting(lb_ip);
+            self.withdraw_promise(lb_ip, key, now);
         }
+    }
+
+    /// Breaks a promise. A waiting Service may get the address.
+    pub(crate) fn withdraw_promise(&mut self, lb_ip: IpAddr, key: &Key, now: Timestamp) {
+        self.break_promise(lb_ip, key, now);
+        self.wake_waiting(lb_ip);
     }
 
     pub(super) fn break_promise(&mut self, lb_ip: IpAddr, key: &Key, now: Timestamp) {

@@ -65,6 +65,9 @@ impl ClusterIndex {
         let affected = self.objects.apply([Change::Service(key.clone(), service.clone())]);
         let was_unreadable = set_member(&mut self.unreadable.services, key, is_unreadable);
         self.dirty.services.insert(key.clone());
+        if old.as_ref().map(|old| &old.uid) != service.as_ref().map(|new| &new.uid) {
+            self.living_uids.take();
+        }
         for lb_ip in old.iter().flat_map(|old| requested_addresses(old)) {
             self.requested.remove(lb_ip, key);
         }

@@ -13,6 +13,7 @@ use crds::{
 };
 use std::net::IpAddr;
 
+mod adoption;
 mod changes;
 mod cut;
 mod families;
