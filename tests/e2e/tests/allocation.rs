@@ -10,6 +10,7 @@
 //! | `reservations` | reserved addresses |
 //! | `permissions` | what the tokens of agents and controllers, and users, may write |
 //! | `restarts` | restarts of the controller |
+//! | `restores` | restore from a backup, and reinstallation |
 //! | `high_availability` | leader election |
 //! | `crash_safety` | a crash of the controller at each of its writes |
 //!
@@ -24,6 +25,7 @@ mod pools;
 mod requests;
 mod reservations;
 mod restarts;
+mod restores;
 mod sharing;
 
 use anyhow::Result;
@@ -42,6 +44,7 @@ async fn services_get_and_keep_addresses_by_the_rules() -> Result<()> {
     reservations::add_scenes(&mut scenes);
     permissions::add_scenes(&mut scenes);
     restarts::add_scenes(&mut scenes);
+    restores::add_scenes(&mut scenes);
     scenes.play().await?;
     world.end()
 }

@@ -56,6 +56,12 @@ impl Fault {
         Self::new(Invariant::I2, Subject::Service(service.to_owned()), Some(1))
     }
 
+    /// All records are deleted together with their definition. Until Landfall is installed again, a Service
+    /// (`namespace/name`) shows an address without a record.
+    pub fn lost_records(service: &str) -> Self {
+        Self::new(Invariant::I5, Subject::Service(service.to_owned()), None)
+    }
+
     /// Another writer changes the status of a Service (`namespace/name`).
     pub fn forged_status(service: &str) -> Self {
         let subject = Subject::Service(service.to_owned());
