@@ -3,6 +3,8 @@
 //! The type identifies a condition. A new status changes the transition time; a new reason or message does not. The
 //! position in the list never changes. So writing a condition again changes nothing, and no watch gets an event.
 
+use std::fmt;
+
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{self, Time};
 use serde::{Deserialize, Serialize};
@@ -109,6 +111,39 @@ impl DesiredCondition {
     }
 }
 
+/// Maximum number of characters of a message in a condition.
+pub const MAX_MESSAGE: usize = 1024;
+
+/// Maximum number of characters that a message quotes of a text that a user wrote.
+pub const MAX_QUOTED: usize = 100;
+
+/// Returns a message for a condition: the text itself, or its start if it is longer than [`MAX_MESSAGE`].
+pub fn clamp_message(mut message: String) -> String {
+    if let Some((end, _)) = message.char_indices().nth(MAX_MESSAGE) {
+        let (last, _) = message[..end].char_indices().next_back().unwrap_or_default();
+        message.truncate(last);
+        message.push('…');
+    }
+    message
+}
+
+/// Displays a text that a user wrote, in quotation marks, on one line, and at most [`MAX_QUOTED`] characters of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Quoted<'a>(pub &'a str);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let start: String = self.0.chars().take(MAX_QUOTED).collect();
+        let quoted = format!("{start:?}");
+        // An escaped character is displayed as several ones.
+        let shown: String = quoted.chars().take(MAX_QUOTED + 1).collect();
+        if start.len() == self.0.len() && shown.len() + 1 >= quoted.len() {
+            return f.write_str(&quoted);
+        }
+        write!(f, "{shown}…\"")
+    }
+}
+
 /// Returns `conditions` without those of Landfall, whose types have the prefix [`crate::GROUP`].
 pub fn without_ours(conditions: &[Condition]) -> Vec<Condition> {
     let ours = |c: &Condition| c.type_.split_once('/').is_some_and(|(group, _)| group == crate::GROUP);
@@ -118,6 +153,18 @@ pub fn without_ours(conditions: &[Condition]) -> Vec<Condition> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn messages_and_quotations_are_cut_with_a_mark() {
+        let cut = |length: usize| clamp_message("ü".repeat(length));
+        assert_eq!([0, 1023, 1024, 1025, 300_000].map(|n| cut(n).chars().count()), [0, 1023, 1024, 1024, 1024]);
+        assert!(cut(1024).ends_with('ü') && cut(1025).ends_with("ü…"));
+        let quoted = |text: &str| Quoted(text).to_string();
+        assert_eq!([quoted("a\"b\n"), quoted("")], [r#""a\"b\n""#, r#""""#]);
+        assert_eq!(quoted(&"ü".repeat(100)), format!("\"{}\"", "ü".repeat(100)));
+        assert_eq!(quoted(&"ü".repeat(101)), format!("\"{}…\"", "ü".repeat(100)));
+        assert_eq!(quoted(&"\n".repeat(60)), format!("\"{}…\"", "\\n".repeat(50)));
+    }
 
     fn desired_condition(status: ConditionStatus, reason: &'static str) -> DesiredCondition {
         DesiredCondition {

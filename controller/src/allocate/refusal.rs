@@ -7,6 +7,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use crds::Key;
+use crds::condition::{MAX_QUOTED, Quoted};
 use crds::service::Family;
 
 use crate::allocate::sharing::Clash;
@@ -108,6 +109,7 @@ impl fmt::Display for Refusal {
                 "no {family} address is free in {pools}: add addresses there, or create another IPAddressPool"
             ),
             Self::PoolNotFound(pool) => {
+                let pool = ObjectName(pool);
                 write!(f, "no IPAddressPool {pool} exists: request another pool, or remove landfall.dev/address-pool")
             }
             Self::PoolExhausted(family, pool) => write!(
@@ -139,7 +141,8 @@ impl fmt::Display for Refusal {
             }
             Self::AddressNotInPool(lb_ip, Some(pool)) => write!(
                 f,
-                "{lb_ip} is not in IPAddressPool {pool}, which this Service requests too: remove one of the requests"
+                "{lb_ip} is not in IPAddressPool {}, which this Service requests too: remove one of the requests",
+                ObjectName(pool)
             ),
             Self::AddressExcluded(lb_ip, pool) => write!(
                 f,
@@ -170,6 +173,20 @@ impl fmt::Display for Refusal {
                 "spec.ipFamilyPolicy RequireDualStack requires both families, and no {family} address is available: \
                  {why}; with PreferDualStack, one family is enough"
             ),
+        }
+    }
+}
+
+/// The name of an object in a request: as it is written, or quoted if it cannot be a name.
+struct ObjectName<'a>(&'a str);
+
+impl fmt::Display for ObjectName<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let is_of_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
+        if self.0.len() <= MAX_QUOTED && self.0.chars().all(is_of_name) {
+            f.write_str(self.0)
+        } else {
+            Quoted(self.0).fmt(f)
         }
     }
 }

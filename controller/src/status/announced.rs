@@ -14,7 +14,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use crds::condition::{Condition, ConditionStatus, DesiredCondition};
+use crds::condition::{Condition, ConditionStatus, DesiredCondition, clamp_message};
 use crds::service::ANNOUNCED;
 use crds::{AddressConflict, Announcer, Record, TrafficPolicy};
 use jiff::Timestamp;
@@ -77,7 +77,7 @@ impl ClusterIndex {
             type_: ANNOUNCED,
             status,
             reason: reason.as_str(),
-            message: sentences.join("; "),
+            message: clamp_message(sentences.join("; ")),
             observed_generation: service.generation,
         })
     }

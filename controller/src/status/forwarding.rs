@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
-use crds::condition::{ConditionStatus, DesiredCondition};
+use crds::condition::{ConditionStatus, DesiredCondition, clamp_message};
 use crds::service::FORWARDING;
 use crds::{Announcer, ForwardingProblem, ProblemReason, Reach, Record, Service};
 use jiff::Timestamp;
@@ -132,7 +132,7 @@ impl ClusterIndex {
             type_: FORWARDING,
             status: status_of(worst),
             reason: if is_refused { refused } else { worst }.as_str(),
-            message: sentences.join("; "),
+            message: clamp_message(sentences.join("; ")),
             observed_generation: service.generation,
         })
     }

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use crds::condition::{Condition, ConditionStatus, DesiredCondition};
+use crds::condition::{Condition, ConditionStatus, DesiredCondition, clamp_message};
 use crds::service::Family;
 use crds::{Holder, IPAddressPoolStatus, Key, Record};
 use jiff::Timestamp;
@@ -123,7 +123,7 @@ fn desired_conditions(
         type_,
         status,
         reason,
-        message,
+        message: clamp_message(message),
         observed_generation,
     };
     findings.into_iter().map(desired).collect()

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
 use crate::InternedStr;
+use crate::condition::{MAX_QUOTED, Quoted};
 
 /// Annotations that request a pool by name.
 pub const ADDRESS_POOL: [&str; 3] =
@@ -31,6 +32,9 @@ const LOAD_BALANCER_IP: &str = "spec.loadBalancerIP";
 
 /// Maximum number of addresses that a Service can request. The limit bounds the size of the status.
 pub const MAX_ADDRESSES: usize = 16;
+
+/// Maximum number of characters of a sharing key. The API server refuses a `LoadBalancerIP` with a longer one.
+pub const MAX_SHARING_KEY: usize = 253;
 
 /// The addresses that a Service requests, and its settings for sharing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -75,7 +79,7 @@ impl Consent {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidRequest {
     /// The text is not an IP address.
-    #[error("{place} {text:?} is not an IP address: use an address such as 192.0.2.10, or remove it")]
+    #[error("{place} {} is not an IP address: use an address such as 192.0.2.10, or remove it", Quoted(text))]
     NotAnAddress {
         /// Field or annotation.
         place: &'static str,
@@ -88,8 +92,17 @@ pub enum InvalidRequest {
         /// Field or annotation.
         place: &'static str,
     },
+    /// The sharing key has more than [`MAX_SHARING_KEY`] characters.
+    #[error("{place} has more than {MAX_SHARING_KEY} characters: use a shorter sharing key")]
+    LongSharingKey {
+        /// Annotation.
+        place: &'static str,
+    },
     /// Two fields or annotations contradict each other.
-    #[error("{} requests {:?}, but {} requests {:?}: remove one of them", .one.0, .one.1, .other.0, .other.1)]
+    #[error(
+        "{} requests {}, but {} requests {}: remove one of them",
+        .one.0, Quoted(&.one.1), .other.0, Quoted(&.other.1)
+    )]
     Contradiction {
         /// A field or annotation with its value.
         one: (&'static str, String),
@@ -123,7 +136,10 @@ impl RequestedAddresses {
         let addresses = places.map(|(place, text)| Ok(((place, text), parse_addresses(place, text)?)));
         let intern = |(place, text)| Ok(((place, text), InternedStr::from(text)));
         let pools = ADDRESS_POOL.into_iter().filter_map(value).map(intern);
-        let sharing_keys = ALLOW_SHARED_IP.into_iter().filter_map(value).map(intern);
+        let sharing_keys = ALLOW_SHARED_IP.into_iter().filter_map(value).map(|(place, text)| {
+            let is_short = text.chars().count() <= MAX_SHARING_KEY;
+            if is_short { intern((place, text)) } else { Err(InvalidRequest::LongSharingKey { place }) }
+        });
         Ok(Self {
             addresses: merge(addresses, |one, other| have_same_addresses(one, other))?.unwrap_or_default(),
             pool: merge(pools, InternedStr::eq)?,
@@ -145,12 +161,17 @@ fn merge<'a, T>(
             None => first = Some((place, value)),
             Some((_, first)) if same(first, &value) => {}
             Some((one, _)) => {
-                let owned = |(name, text): (&'static str, &str)| (name, text.to_owned());
+                let owned = |(name, text): (&'static str, &str)| (name, clamp(text));
                 return Err(InvalidRequest::Contradiction { one: owned(*one), other: owned(place) });
             }
         }
     }
     Ok(first.map(|(_, value)| value))
+}
+
+/// The start of a text that an error quotes. One character more than it shows, so that it shows the cut.
+fn clamp(text: &str) -> String {
+    text.chars().take(MAX_QUOTED + 1).collect()
 }
 
 fn have_same_addresses(one: &[IpAddr], other: &[IpAddr]) -> bool {
@@ -163,7 +184,7 @@ fn parse_addresses(place: &'static str, text: &str) -> Result<Vec<IpAddr>, Inval
         let address: Option<IpAddr> = part.trim().parse().ok();
         // An IPv4-mapped IPv6 address is invalid (KEP-4858).
         let address = address.filter(|address| address.to_canonical() == *address);
-        let address = address.ok_or_else(|| InvalidRequest::NotAnAddress { place, text: part.trim().to_owned() })?;
+        let address = address.ok_or_else(|| InvalidRequest::NotAnAddress { place, text: clamp(part.trim()) })?;
         if !addresses.contains(&address) {
             addresses.push(address);
         }
@@ -243,6 +264,27 @@ mod tests {
             read(&[(LOAD_BALANCER_IPS[0], &many.join(","))], None),
             Err("landfall.dev/load-balancer-ips requests more than 16 addresses: request fewer".into())
         );
+    }
+
+    #[test]
+    fn long_sharing_key_is_refused() {
+        let fits = "ü".repeat(MAX_SHARING_KEY);
+        assert!(read(&[(ALLOW_SHARED_IP[1], &fits)], None).is_ok());
+        assert_eq!(
+            read(&[(ALLOW_SHARED_IP[1], &(fits + "k"))], None),
+            Err("metallb.io/allow-shared-ip has more than 253 characters: use a shorter sharing key".into())
+        );
+    }
+
+    #[test]
+    fn quoted_values_are_short_in_messages() {
+        let long = "\n".repeat(100_000);
+        let pools = |one: &str, other: &str| read(&[(ADDRESS_POOL[0], one), (ADDRESS_POOL[2], other)], None);
+        let text = format!("x{long}x");
+        for error in [pools(&text, "b"), pools("a", &text), read(&[(LOAD_BALANCER_IPS[0], &text)], None)] {
+            let error = error.expect_err("invalid");
+            assert!(error.chars().count() < 300 && error.contains("…\""), "{error}");
+        }
     }
 
     #[test]
