@@ -120,12 +120,14 @@ async fn an_impossible_request_is_refused_until_it_changes(scene: &Scene<'_>) ->
     scene.expect_addresses("web", &[scene.ip(10)]).await?;
     let (outside, taken, unused) = (scene.ip(200).to_string(), scene.ip(40).to_string(), scene.ip(12).to_string());
     let many = (10..27).map(|last| scene.ip(last).to_string()).collect::<Vec<_>>().join(",");
-    let cases: [RefusalCase<'_>; 13] = [
+    let long_key = "k".repeat(300);
+    let cases: [RefusalCase<'_>; 14] = [
         (&[(ADDRESSES_ANNOTATION, "web.example.com")], "InvalidRequest", "web.example.com"),
         (&[(ADDRESSES_ANNOTATION, "198.18.0.07")], "InvalidRequest", "198.18.0.07"),
         (&[(ADDRESSES_ANNOTATION, "::ffff:198.18.0.7")], "InvalidRequest", "::ffff:198.18.0.7"),
         (&[(ADDRESSES_ANNOTATION, "198.18.0.7/32")], "InvalidRequest", "198.18.0.7/32"),
         (&[(ADDRESSES_ANNOTATION, &many)], "InvalidRequest", "16"),
+        (&[(SHARING_KEY, &long_key)], "InvalidRequest", "253"),
         (
             &[(ADDRESSES_ANNOTATION, &unused), ("metallb.io/loadBalancerIPs", &outside)],
             "InvalidRequest",
