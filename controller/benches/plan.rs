@@ -80,7 +80,7 @@ fn main() {
 fn measure_silent(count: u32) {
     let (mut cluster, mut services) = settled_cluster(count);
     (0..NODES).for_each(|number| cluster.set_node(&format!("n{number}"), Some(node(number, 0))));
-    cluster.set_network("n0", Some(Arc::new(NodeAddresses { addresses: vec![], gateways: vec![] })));
+    cluster.set_network("n0", Some(Arc::new(NodeAddresses::default())));
     // A typo: the selector matches no node.
     let spec = serde_json::from_value(serde_json::json!({"nodeSelectors": [{"matchLabels": {"rol": "edge"}}]}));
     let advertisement = L2Advertisement::new("ad", spec.expect("a spec"));

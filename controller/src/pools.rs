@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `pool`, `address_map` | the pools; which pool an address belongs to, and which addresses are withheld |
 //! | `selector` | which Services a pool admits |
-//! | `occupied` | addresses of nodes and gateways |
+//! | `occupied` | addresses of nodes and gateways, and the networks of nodes |
 //! | `free`, `cooldown` | free addresses, and addresses in cool-down |
 //! | `intervals`, `numbering` | sets of addresses whose cost does not depend on their size |
 //! | `truncated` | lists that show their first entries and count the others |
@@ -19,4 +19,4 @@ mod pool;
 mod selector;
 pub(crate) mod truncated;
 
-pub use pool::{OccupiedAddress, Overlap, Pool, Pools, Withheld};
+pub use pool::{OccupiedAddress, OffSubnet, Overlap, Pool, Pools, Withheld};

@@ -119,7 +119,7 @@ mod tests {
     /// A settled cluster in which `web` has 192.0.2.10.
     fn world(last: u8) -> World {
         let mut world = World::new([lan(last)], [service("web", 5)]);
-        world.snapshot.networks.insert("n1".into(), Arc::new(NodeAddresses { addresses: vec![], gateways: vec![] }));
+        world.snapshot.networks.insert("n1".into(), Arc::new(NodeAddresses::default()));
         world.snapshot.now = at_second(100);
         world.settle();
         assert_eq!(world.view("web"), ServiceView::has("192.0.2.10", "lan"));

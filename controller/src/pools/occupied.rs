@@ -1,12 +1,13 @@
-//! Addresses of nodes and of their gateways. They are never assigned to a Service.
+//! Addresses of nodes and of their gateways, which are never assigned to a Service, and the networks of the nodes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use crds::node_network::NodeAddresses;
 use crds::{Node, Range};
+use ipnet::IpNet;
 
 /// Which node or gateway has an address.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,9 +26,17 @@ impl fmt::Display for Occupant {
     }
 }
 
-/// Addresses of nodes and gateways. Cheap to clone.
+/// Addresses of nodes and gateways, and the networks of the nodes. Cheap to clone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Occupied(Arc<BTreeMap<IpAddr, Occupant>>);
+pub struct Occupied(Arc<Reports>);
+
+/// The contents of [`Occupied`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Reports {
+    addresses: BTreeMap<IpAddr, Occupant>,
+    /// Networks of links of nodes. Empty if no agent has reported its links.
+    networks: BTreeSet<IpNet>,
+}
 
 impl Occupied {
     /// Collects the addresses in the objects of nodes, and the addresses that agents found on the networks, by node
@@ -37,31 +46,39 @@ impl Occupied {
         nodes: impl IntoIterator<Item = &'a Node>,
         networks: impl IntoIterator<Item = (&'a str, &'a NodeAddresses)>,
     ) -> Self {
-        let mut occupied = Self::default();
+        let mut reports = Reports::default();
         for node in nodes {
-            node.addresses.iter().for_each(|address| occupied.add(*address, Occupant::Node(node.name.clone())));
+            node.addresses.iter().for_each(|address| reports.add(*address, Occupant::Node(node.name.clone())));
         }
         for (node, network) in networks {
-            network.addresses.iter().for_each(|address| occupied.add(*address, Occupant::Node(node.to_owned())));
-            network.gateways.iter().for_each(|address| occupied.add(*address, Occupant::Gateway(node.to_owned())));
+            network.addresses.iter().for_each(|address| reports.add(*address, Occupant::Node(node.to_owned())));
+            network.gateways.iter().for_each(|address| reports.add(*address, Occupant::Gateway(node.to_owned())));
+            reports.networks.extend(&network.networks);
         }
-        occupied
-    }
-
-    fn add(&mut self, address: IpAddr, occupant: Occupant) {
-        let known = Arc::make_mut(&mut self.0).entry(address).or_insert_with(|| occupant.clone());
-        if occupant < *known {
-            *known = occupant;
-        }
+        Self(Arc::new(reports))
     }
 
     pub fn get(&self, address: IpAddr) -> Option<&Occupant> {
-        self.0.get(&address)
+        self.0.addresses.get(&address)
     }
 
     /// The occupied addresses in `range`, in order.
     pub fn in_range(&self, range: Range) -> impl Iterator<Item = (IpAddr, &Occupant)> {
-        self.0.range(range.first()..=range.last()).map(|(address, occupant)| (*address, occupant))
+        self.0.addresses.range(range.first()..=range.last()).map(|(address, occupant)| (*address, occupant))
+    }
+
+    /// The networks of the nodes, IPv4 first. Empty if no agent has reported its links.
+    pub(crate) fn networks(&self) -> &BTreeSet<IpNet> {
+        &self.0.networks
+    }
+}
+
+impl Reports {
+    fn add(&mut self, address: IpAddr, occupant: Occupant) {
+        let known = self.addresses.entry(address).or_insert_with(|| occupant.clone());
+        if occupant < *known {
+            *known = occupant;
+        }
     }
 }
 
@@ -73,15 +90,18 @@ mod tests {
     #[test]
     fn node_comes_before_gateway_then_first_name_counts() {
         let nodes = [node("n2", "192.0.2.12"), node("n1", "192.0.2.11")];
-        let network =
-            |own: &str, gateway: &str| NodeAddresses { addresses: vec![ip(own)], gateways: vec![ip(gateway)] };
+        let network = |own: &str, gateway: &str| NodeAddresses {
+            addresses: vec![ip(own)],
+            gateways: vec![ip(gateway)],
+            ..NodeAddresses::default()
+        };
         let networks = [("n2", network("192.0.2.12", "192.0.2.1")), ("n1", network("2001:db8::11", "192.0.2.1"))];
         let third = network("2001:db8::13", "192.0.2.11");
         let networks = networks.iter().map(|(name, network)| (*name, network)).chain([("n0", &third)]);
         let occupied = Occupied::new(nodes.iter().map(|node| &**node), networks);
         let named = |name: &str| Occupant::Node(name.into());
         assert_eq!(
-            occupied.0.iter().map(|(address, occupant)| (*address, occupant.clone())).collect::<Vec<_>>(),
+            occupied.0.addresses.iter().map(|(address, occupant)| (*address, occupant.clone())).collect::<Vec<_>>(),
             [
                 (ip("192.0.2.1"), Occupant::Gateway("n1".into())),
                 (ip("192.0.2.11"), named("n1")),

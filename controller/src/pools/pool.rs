@@ -13,6 +13,7 @@ use crds::address::InvalidRange;
 use crds::ip_address_pool::AddressRange;
 use crds::service::Family;
 use crds::{IPAddressPool, Labels, Range};
+use ipnet::IpNet;
 use jiff::Timestamp;
 
 use crate::pools::address_map::{AddressMap, PoolSpace};
@@ -149,6 +150,8 @@ pub struct Pool {
     pub overlaps: Truncated<Overlap>,
     /// Addresses that it cannot assign because nodes or gateways have them.
     pub occupied: Truncated<OccupiedAddress>,
+    /// Its addresses that no network of a node contains. `None` if there are none, or if no network is known.
+    pub off_subnet: Option<OffSubnet>,
     /// Its position among the pools, oldest first.
     pub(crate) index: usize,
     selector: Option<PoolSelector>,
@@ -161,6 +164,13 @@ pub struct Overlap {
     /// The pool that the addresses belong to.
     pub pool: String,
     pub range: Range,
+}
+
+/// Addresses of a pool that no network of a node contains, and the networks of the same families.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OffSubnet {
+    pub ranges: Truncated<Range>,
+    pub networks: Truncated<IpNet>,
 }
 
 /// An address that a node or a gateway has.
@@ -199,6 +209,7 @@ impl Pool {
             .filter(|(address, _)| !excluded[Family::from(*address)].contains(number(*address)))
             .map(|(address, occupant)| OccupiedAddress { address, occupant: occupant.clone() })
             .collect();
+        let off_subnet = off_subnet(&all, &excluded, map.occupied.networks());
         map.spaces.push(PoolSpace { numbering, all, automatic, reuse_after: spec.reuse_after() });
         let (selector, invalid_selectors) = spec.service_allocation.as_ref().map(PoolSelector::new).unzip();
         Self {
@@ -209,6 +220,7 @@ impl Pool {
             invalid_selectors: invalid_selectors.into_iter().flatten().collect(),
             overlaps,
             occupied,
+            off_subnet,
             index,
             selector,
             excluded,
@@ -298,6 +310,24 @@ fn without_older(
         }
     }
     (all, overlaps)
+}
+
+/// The addresses in `all` that are not excluded, and that no network of a node contains. Without any known network,
+/// nothing is known about the addresses.
+fn off_subnet(
+    all: &ByFamily<Intervals>,
+    excluded: &ByFamily<Intervals>,
+    networks: &BTreeSet<IpNet>,
+) -> Option<OffSubnet> {
+    let mut off = all.clone();
+    let on_links = networks.iter().filter_map(|net| Range::new(net.network(), net.broadcast()));
+    for range in self::ranges(excluded).chain(on_links) {
+        off[family_of(range)].remove(number(range.first()), number(range.last()));
+    }
+    let ranges: Truncated<_> = self::ranges(&off).collect();
+    let is_off = |net: &&IpNet| !off[Family::from(net.addr())].is_empty();
+    let networks_of_families = networks.iter().filter(is_off).copied().collect();
+    (!networks.is_empty() && !ranges.is_empty()).then_some(OffSubnet { ranges, networks: networks_of_families })
 }
 
 /// The addresses of a pool that are an end of a CIDR, unless they are inner addresses of another range.

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use crate::pools::free::AddressCounts;
 use crate::pools::intervals::{ByFamily, FAMILIES};
 use crate::pools::truncated::Truncated;
-use crate::pools::{OccupiedAddress, Overlap, Pool};
+use crate::pools::{OccupiedAddress, OffSubnet, Overlap, Pool};
 use crate::status::change::content;
 
 /// The condition about addresses in quarantine. It exists only while there are such addresses.
@@ -22,6 +22,13 @@ const CONFLICT: &str = "Conflict";
 
 /// The condition of a draining pool: whether no Service holds its addresses.
 const DRAINED: &str = "Drained";
+
+/// The condition about addresses that clients reach only through a route. It exists only while there are such
+/// addresses.
+const OFF_SUBNET: &str = "OffSubnet";
+
+/// The conditions that exist only while there is something to report.
+const TEMPORARY: [&str; 3] = [CONFLICT, DRAINED, OFF_SUBNET];
 
 /// Maximum number of Services in `status.heldBy`: enough to go through by hand, and a bound on the size of the object.
 const MAX_HELD_BY: usize = 100;
@@ -55,17 +62,16 @@ pub(crate) fn pool_status(
     let old = pool.object.status.as_ref();
     let holders = pool.object.spec.drain.then(holders);
     let mut conditions = old.map(|status| status.conditions.clone()).unwrap_or_default();
-    for desired in desired_conditions(pool, counts, holders.as_ref(), conflicts) {
+    let desired = desired_conditions(pool, counts, holders.as_ref(), conflicts);
+    for desired in &desired {
         if !desired.is_in(&conditions) {
             conditions = desired.set_in(&conditions, now);
         }
     }
-    if holders.is_none() {
-        conditions.retain(|condition| condition.type_ != DRAINED);
-    }
-    if conflicts.is_empty() {
-        conditions.retain(|condition| condition.type_ != CONFLICT);
-    }
+    conditions.retain(|condition| {
+        let type_ = condition.type_.as_str();
+        !TEMPORARY.contains(&type_) || desired.iter().any(|desired| desired.type_ == type_)
+    });
     let clamp = |number: u128| i64::try_from(number).unwrap_or(i64::MAX);
     let held_by = holders.iter().flat_map(|holders| &holders.services).take(MAX_HELD_BY);
     IPAddressPoolStatus {
@@ -97,8 +103,8 @@ pub(crate) fn warnings<'a>(
     })
 }
 
-/// The conditions of a pool: always `Ready`, `Overlap` and `Exhausted`; `Drained` while it drains; `Conflict` while it
-/// has addresses in quarantine.
+/// The conditions of a pool: always `Ready`, `Overlap` and `Exhausted`; `Drained` while it drains; the others of
+/// [`TEMPORARY`] while they are true.
 fn desired_conditions(
     pool: &Pool,
     counts: &ByFamily<AddressCounts>,
@@ -118,6 +124,7 @@ fn desired_conditions(
         );
         findings.push((CONFLICT, (ConditionStatus::True, "AddressConflict", message)));
     }
+    findings.extend(pool.off_subnet.as_ref().map(|off| (OFF_SUBNET, report_off_subnet(off))));
     let observed_generation = pool.object.metadata.generation;
     let desired = |(type_, (status, reason, message)): (_, Finding)| DesiredCondition {
         type_,
@@ -214,6 +221,20 @@ fn check_exhausted(counts: &ByFamily<AddressCounts>) -> Finding {
             (ConditionStatus::True, "Exhausted", message)
         }
     }
+}
+
+/// Not an error: with a route, clients reach these addresses.
+fn report_off_subnet(off: &OffSubnet) -> Finding {
+    let networks = if off.networks.is_empty() {
+        "the nodes have no network of this family".to_owned()
+    } else {
+        format!("the nodes have {}", off.networks)
+    };
+    let message = format!(
+        "no node has a network that contains {}: clients need a route to these addresses; {networks}",
+        off.ranges
+    );
+    (ConditionStatus::True, "OffSubnet", message)
 }
 
 fn check_drained(holders: &PoolHolders) -> Finding {

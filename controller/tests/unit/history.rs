@@ -308,7 +308,7 @@ fn happen(world: &mut World, step: &Step, time: i64) {
         }
         Step::Node(address) => drop(world.snapshot.nodes.insert("n1".into(), node("n1", &address.to_string()))),
         Step::Gateway(address) => {
-            let network = NodeAddresses { addresses: vec![], gateways: vec![*address] };
+            let network = NodeAddresses { gateways: vec![*address], ..NodeAddresses::default() };
             world.snapshot.networks.insert("n1".into(), Arc::new(network));
         }
         Step::Label(team) => {

@@ -227,7 +227,8 @@ pub struct IPAddressPoolStatus {
     /// some of its addresses belong to an older pool. `Exhausted` is true if the pool has no free address of a family
     /// that it assigns. `Drained` exists only while `spec.drain` is true; it is true if no Service holds an address of
     /// this pool. `Conflict` exists only while addresses of this pool are quarantined because hosts outside the cluster
-    /// use them.
+    /// use them. `OffSubnet` exists only while no network of a node contains some of its addresses: clients need a
+    /// route to these.
     #[serde(default)]
     #[schemars(schema_with = "conditions")]
     pub conditions: Vec<Condition>,

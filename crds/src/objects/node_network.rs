@@ -5,6 +5,7 @@
 
 #![allow(clippy::duplicated_attributes, reason = "printer columns may share a type")]
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -63,23 +64,37 @@ pub struct NodeLink {
     pub mac: Option<String>,
 }
 
-/// Addresses of a [`NodeNetwork`] that are never assigned. Invalid entries are skipped.
+/// The fields of a [`NodeNetwork`] that the controller uses. Invalid entries are skipped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeAddresses {
-    /// Addresses of the node.
+    /// Addresses of the node. They are never assigned.
     pub addresses: Vec<IpAddr>,
-    /// Addresses of its gateways.
+    /// Addresses of its gateways. They are never assigned.
     pub gateways: Vec<IpAddr>,
+    /// Networks of its links, without duplicates. Clients reach an address of these networks without a route.
+    pub networks: Vec<IpNet>,
 }
 
 impl From<&NodeNetwork> for NodeAddresses {
     fn from(object: &NodeNetwork) -> Self {
-        let addresses = object.spec.links.iter().flat_map(|link| &link.addresses);
+        let texts = object.spec.links.iter().flat_map(|link| &link.addresses);
+        let nets: Vec<IpNet> = texts.filter_map(|text| text.parse().ok()).collect();
+        let networks: BTreeSet<_> = nets.iter().filter_map(|net| network_of(*net)).collect();
         Self {
-            addresses: addresses.filter_map(|text| text.parse::<IpNet>().ok()).map(|net| net.addr()).collect(),
+            addresses: nets.iter().map(IpNet::addr).collect(),
             gateways: object.spec.gateways.iter().filter_map(|text| text.parse().ok()).collect(),
+            networks: networks.into_iter().collect(),
         }
     }
+}
+
+/// The network of an address of a link. `None` if it has no other addresses, or only link-local ones.
+fn network_of(net: IpNet) -> Option<IpNet> {
+    let is_link_local = match net {
+        IpNet::V4(v4) => v4.addr().is_link_local(),
+        IpNet::V6(v6) => v6.addr().is_unicast_link_local(),
+    };
+    (net.prefix_len() < net.max_prefix_len() && !is_link_local).then(|| net.trunc())
 }
 
 /// The links in the [`NodeNetwork`] of a peer to which this node can re-send frames.
@@ -124,7 +139,10 @@ mod tests {
             mac: Some("02:00:00:00:00:01".to_owned()).filter(|_| name == "eth0"),
         };
         let spec = NodeNetworkSpec {
-            links: vec![link("eth0", &["192.0.2.11/24", "2001:db8::11/64"]), link("eth1", &["nonsense"])],
+            links: vec![
+                link("eth0", &["192.0.2.11/24", "2001:db8::11/64"]),
+                link("eth1", &["nonsense", "198.51.100.9/32", "fe80::9/64", "192.0.2.12/24", "169.254.0.9/16"]),
+            ],
             gateways: vec!["192.0.2.1".into(), "fe80::1".into(), "none".into()],
         };
         let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
@@ -138,8 +156,11 @@ mod tests {
         assert_eq!(
             NodeAddresses::from(&NodeNetwork::new("n1", spec)),
             NodeAddresses {
-                addresses: vec![ip("192.0.2.11"), ip("2001:db8::11")],
+                addresses: ["192.0.2.11", "2001:db8::11", "198.51.100.9", "fe80::9", "192.0.2.12", "169.254.0.9"]
+                    .map(ip)
+                    .to_vec(),
                 gateways: vec![ip("192.0.2.1"), ip("fe80::1")],
+                networks: vec![network("192.0.2.0/24"), network("2001:db8::/64")],
             }
         );
     }

@@ -124,7 +124,7 @@ fn address_is_withheld_for_the_most_important_reason() {
         }),
     ];
     let nodes = [node("n1", "192.0.2.9"), node("n2", "203.0.113.1")];
-    let network = crds::NodeAddresses { addresses: vec![], gateways: vec![ip("192.0.2.255")] };
+    let network = crds::NodeAddresses { gateways: vec![ip("192.0.2.255")], ..crds::NodeAddresses::default() };
     let occupied = Occupied::new(nodes.iter().map(|node| &**node), [("n2", &network)]);
     let pools = Pools::new(&pools, &occupied);
     let [n1, n2] = ["n1", "n2"].map(|name| Occupant::Node(name.into()));

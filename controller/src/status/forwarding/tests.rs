@@ -17,7 +17,7 @@ use crate::world::World;
 fn world() -> World {
     let lan = pool("lan", 1, &["192.0.2.10-192.0.2.12", "2001:db8::10-2001:db8::12"]);
     let mut world = World::new([lan], [service("web", 5)]);
-    world.snapshot.networks.insert("n1".into(), Arc::new(NodeAddresses { addresses: vec![], gateways: vec![] }));
+    world.snapshot.networks.insert("n1".into(), Arc::new(NodeAddresses::default()));
     world.snapshot.now = at_second(100);
     world.settle();
     world

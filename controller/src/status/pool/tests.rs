@@ -3,7 +3,8 @@ use crate::fixtures::{at_second, ip, node, pool, record};
 use crate::pools::Pools;
 use crate::pools::free::Free;
 use crate::pools::occupied::Occupied;
-use crds::IPAddressPool;
+use crds::ip_address_pool::AddressRange;
+use crds::{IPAddressPool, NodeAddresses};
 use std::sync::Arc;
 
 /// The statuses of these pools, oldest first, while the addresses in `used` are used.
@@ -38,7 +39,7 @@ fn status_counts_used_and_available_addresses() {
         pool.metadata.generation = Some(4);
     });
     let nodes = [node("n1", "192.0.2.5"), node("n2", "192.0.2.15")];
-    let network = crds::NodeAddresses { addresses: vec![], gateways: vec![ip("192.0.2.6")] };
+    let network = NodeAddresses { gateways: vec![ip("192.0.2.6")], ..NodeAddresses::default() };
     let occupied = Occupied::new(nodes.iter().map(|node| &**node), [("n1", &network)]);
     // Of 16 addresses, three are used. Two nodes and a gateway have one each. The broadcast address is one of these.
     let used = ["192.0.2.0", "192.0.2.3", "192.0.2.4", "2001:db8::7"];
@@ -76,7 +77,7 @@ fn conditions_list_each_problem_with_its_addresses() {
         edit_pool(pool("shut", 6, &["198.51.100.8"]), |pool| pool.spec.exclude = pool.spec.addresses.clone()),
         edit_pool(pool("fence", 7, &["198.51.100.9"]), |pool| pool.spec.service_allocation = Some(selector)),
         edit_pool(pool("unsure", 8, &["2001:db8::/64"]), |pool| {
-            pool.spec.exclude = vec![crds::ip_address_pool::AddressRange("2001:db8::9-2001:db8::1".into())];
+            pool.spec.exclude = vec![AddressRange("2001:db8::9-2001:db8::1".into())];
         }),
     ];
     let nonsense = "\"nonsense\" is not a CIDR such as 192.0.2.0/28, a range such as 192.0.2.10-192.0.2.20 or an \
@@ -155,6 +156,65 @@ fn pool_is_exhausted_when_one_of_its_families_is() {
 }
 
 #[test]
+fn addresses_outside_the_networks_of_nodes_need_a_route() {
+    let addresses = |networks: &[&str]| NodeAddresses {
+        networks: networks.iter().map(|text| text.parse().expect("a network")).collect(),
+        ..NodeAddresses::default()
+    };
+    let off = |ranges: &str, networks: &str| {
+        Some(format!(
+            "OffSubnet=True OffSubnet: no node has a network that contains {ranges}: clients need a route to these \
+             addresses; the nodes have {networks}"
+        ))
+    };
+    let many: Vec<_> = (0..8).map(|third| format!("10.0.{third}.0/24")).collect();
+    let many: Vec<_> = many.iter().map(String::as_str).collect();
+    for (networks, ranges, exclude, expected) in [
+        (&[][..], &["192.0.2.1"][..], "192.0.2.9", None),
+        (&["192.0.2.0/24"], &["192.0.2.0/28", "192.0.2.255"], "192.0.2.9", None),
+        (&["192.0.2.0/24"], &["198.51.100.7"], "192.0.2.9", off("198.51.100.7-198.51.100.7", "192.0.2.0/24")),
+        (&["192.0.2.0/24"], &["192.0.2.1", "198.51.100.7"], "198.51.100.0/24", None),
+        (
+            &["192.0.2.0/25"],
+            &["192.0.2.100-192.0.2.200"],
+            "192.0.2.128",
+            off("192.0.2.129-192.0.2.200", "192.0.2.0/25"),
+        ),
+        (&["192.0.2.0/25", "192.0.2.128/25"], &["192.0.2.100-192.0.2.200"], "192.0.2.9", None),
+        (
+            &["192.0.2.0/24", "2001:db8::/64"],
+            &["2001:db8:1::/64"],
+            "::1",
+            off("2001:db8:1::-2001:db8:1:0:ffff:ffff:ffff:ffff", "2001:db8::/64"),
+        ),
+        (
+            &["192.0.2.0/24"],
+            &["192.0.2.1", "2001:db8::1"],
+            "::1",
+            off("2001:db8::1-2001:db8::1", "no network of this family"),
+        ),
+        (
+            &many,
+            &["192.0.2.1", "192.0.2.3", "192.0.2.5", "192.0.2.7", "192.0.2.9", "192.0.2.11"],
+            "::1",
+            off(
+                "192.0.2.1-192.0.2.1, 192.0.2.3-192.0.2.3, 192.0.2.5-192.0.2.5, 192.0.2.7-192.0.2.7, \
+             192.0.2.9-192.0.2.9 and 1 more",
+                "10.0.0.0/24, 10.0.1.0/24, 10.0.2.0/24, 10.0.3.0/24, 10.0.4.0/24 and 3 more",
+            ),
+        ),
+    ] {
+        let object = edit_pool(pool("lan", 1, ranges), |pool| pool.spec.exclude = vec![AddressRange(exclude.into())]);
+        let occupied = Occupied::new([], [("n1", &addresses(networks))]);
+        let [status] = statuses(&[object], &occupied, &[]).try_into().expect("one pool");
+        let lines = lines(&status);
+        assert_eq!(lines.get(3), expected.as_ref(), "{networks:?} {ranges:?}");
+        assert!(lines[0].starts_with(READY), "{}", lines[0]);
+        assert_eq!(warnings(&[], &status.conditions).count(), 0, "a route is no problem");
+    }
+}
+
+#[test]
 fn draining_pool_names_its_holders_until_it_is_empty() {
     let draining = edit_pool(pool("lan", 1, &["192.0.2.0/24"]), |pool| pool.spec.drain = true);
     let pools = Pools::new([&draining], &Occupied::default());
@@ -189,13 +249,15 @@ fn draining_pool_names_its_holders_until_it_is_empty() {
 }
 
 #[test]
-fn condition_drained_ends_and_foreign_conditions_stay() {
+fn temporary_conditions_end_and_foreign_conditions_stay() {
     let mut lan = edit_pool(pool("lan", 1, &["192.0.2.1"]), |pool| pool.spec.drain = true);
     let [drained] = statuses(std::slice::from_ref(&lan), &Occupied::default(), &[]).try_into().expect("one");
     let pool = Arc::make_mut(&mut lan);
     let other = Condition { type_: "example.com/Checked".into(), ..drained.conditions[0].clone() };
     pool.spec.drain = false;
+    let off_subnet = Condition { type_: "OffSubnet".into(), ..drained.conditions[0].clone() };
     pool.status = Some(drained);
+    pool.status.iter_mut().for_each(|status| status.conditions.push(off_subnet.clone()));
     pool.status.iter_mut().for_each(|status| status.conditions.push(other.clone()));
     let [now] = statuses(&[lan], &Occupied::default(), &[]).try_into().expect("one");
     let types: Vec<_> = now.conditions.iter().map(|condition| condition.type_.as_str()).collect();

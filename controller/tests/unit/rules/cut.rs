@@ -19,7 +19,7 @@ fn silent_cluster(count: i64) -> (ClusterIndex, World) {
     let mut world = World::new([lan], (0..count).map(|n| service(&format!("silent-{n}"), n)));
     let mut cluster = ClusterIndex::from_snapshot(&world.snapshot);
     cluster.set_node("n1", Some(node("n1", "198.51.100.1")));
-    cluster.set_network("n1", Some(Arc::new(NodeAddresses { addresses: vec![], gateways: vec![] })));
+    cluster.set_network("n1", Some(Arc::new(NodeAddresses::default())));
     super::changes::follow(&mut cluster, &mut world);
     world.snapshot.now = world.snapshot.now.saturating_add(SignedDuration::from_secs(6)).expect("in range");
     super::changes::follow(&mut cluster, &mut world);

@@ -93,7 +93,7 @@ fn excluded_addresses_are_refused_and_network_ends_are_not() {
     ];
     let mut world = World::new([lan], services.into_iter().chain([service("any", 1)]));
     world.snapshot.nodes.insert("n1".into(), node("n1", "192.0.2.2"));
-    let network = NodeAddresses { addresses: vec![], gateways: vec![ip("192.0.2.3")] };
+    let network = NodeAddresses { gateways: vec![ip("192.0.2.3")], ..NodeAddresses::default() };
     world.snapshot.networks.insert("n1".into(), Arc::new(network));
     world.settle();
     assert_eq!(["end", "any"].map(|name| ingress(&world, name)), [["192.0.2.7"], ["192.0.2.4"]]);
