@@ -18,8 +18,8 @@
 //!
 //! Required permissions:
 //!
-//! - list and watch Services, EndpointSlices, Namespaces, Nodes, NodeNetworks, IPAddressPools, L2Advertisements and
-//!   LoadBalancerIPs
+//! - list and watch Services, ServiceCIDRs, EndpointSlices, Namespaces, Nodes, NodeNetworks, IPAddressPools,
+//!   L2Advertisements and LoadBalancerIPs
 //! - get Services, IPAddressPools and LoadBalancerIPs
 //! - patch `services/status` and `ipaddresspools/status`
 //! - create, patch and delete LoadBalancerIPs

@@ -2,7 +2,8 @@
 //!
 //! | file | contents |
 //! |---|---|
-//! | `pool`, `address_map` | the pools; which pool an address belongs to, and which addresses are withheld |
+//! | `pool`, `address_map` | the pools; which pool an address belongs to, which are withheld or used by the cluster |
+//! | `cluster_range` | addresses that nodes, pods and ClusterIPs use |
 //! | `selector` | which Services a pool admits |
 //! | `occupied` | addresses of nodes and gateways, and the networks of nodes |
 //! | `free`, `cooldown` | free addresses, and addresses in cool-down |
@@ -10,6 +11,7 @@
 //! | `truncated` | lists that show their first entries and count the others |
 
 mod address_map;
+pub(crate) mod cluster_range;
 mod cooldown;
 pub(crate) mod free;
 pub(crate) mod intervals;

@@ -285,6 +285,7 @@ fn spawn_watches(helpers: &mut JoinSet<()>, client: &Client, stores: &Stores) {
     spawn_watch(helpers, client, source::namespaces(), &stores.namespaces);
     spawn_watch(helpers, client, source::node_networks(), &stores.networks);
     spawn_watch(helpers, client, source::l2_advertisements(), &stores.advertisements);
+    spawn_watch(helpers, client, source::service_ranges(), &stores.service_ranges);
 }
 
 fn spawn_watch<R, K, V>(helpers: &mut JoinSet<()>, client: &Client, source: Source<R, K, V>, store: &Store<K, V>)

@@ -11,6 +11,7 @@
 //! | [`service`], [`request`] | the fields of a Service that Landfall uses, and the addresses that it requests |
 //! | [`forwarding`] | how packets to a Service are forwarded: its settings, and the reports of nodes |
 //! | [`endpoints`], [`node`], [`namespace`] | the fields of EndpointSlices, Nodes and Namespaces that Landfall uses |
+//! | [`service_range`] | networks of ClusterIPs |
 //! | `station` | MAC addresses of single network interfaces |
 //! | [`labels`] | labels and label selectors |
 //! | [`condition`] | reading and writing the conditions of a status |
@@ -33,7 +34,7 @@ mod views;
 mod words;
 
 pub use objects::{ip_address_pool, l2_advertisement, load_balancer_ip, manifest, node_network};
-pub use views::{endpoints, forwarding, namespace, node, request, service};
+pub use views::{endpoints, forwarding, namespace, node, request, service, service_range};
 
 pub use address::Range;
 pub use condition::Condition;
@@ -53,6 +54,7 @@ pub use node_network::{NodeAddresses, NodeNetwork, PeerLinks};
 pub use pnet_base::MacAddr;
 pub use request::{InvalidRequest, RequestedAddresses};
 pub use service::{FamilyPolicy, Key, Port, Protocol, Service, TrafficPolicy};
+pub use service_range::ServiceRange;
 pub use station::{is_station, parse_station};
 
 /// The API group of all our objects, and the prefix of our conditions, annotations and labels. Our finalizer has the

@@ -6,3 +6,4 @@ pub mod namespace;
 pub mod node;
 pub mod request;
 pub mod service;
+pub mod service_range;

@@ -7,10 +7,11 @@ use std::net::IpAddr;
 
 use crds::{
     Advertisement, EndpointSlice, IPAddressPool, Key, L2Advertisement, LoadBalancerIP, Malformed, Namespace, Node,
-    NodeAddresses, NodeNetwork, PeerLinks, PoolSettings, Record, Service, address,
+    NodeAddresses, NodeNetwork, PeerLinks, PoolSettings, Record, Service, ServiceRange, address,
 };
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 
@@ -90,6 +91,11 @@ pub fn endpoint_slices() -> Source<discovery::EndpointSlice, Key, EndpointSlice>
 /// Nodes, by name.
 pub fn nodes() -> Source<core::Node, String, Node> {
     Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(Node::from(object))), labels: "" }
+}
+
+/// ServiceCIDRs, by name. API servers before Kubernetes 1.33 do not know this kind.
+pub fn service_ranges() -> Source<networking::ServiceCIDR, String, ServiceRange> {
+    Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(ServiceRange::from(object))), labels: "" }
 }
 
 /// Namespaces, by name.

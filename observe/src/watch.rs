@@ -102,7 +102,7 @@ where
     let requests = Request::new(Api::<R>::all(client.clone()).resource_url());
     let watcher = Watcher { client, requests, source, store };
     let mut backoff = backoff_up_to(LONGEST_DELAY);
-    let mut health = Health { kind: R::kind(&()).into_owned(), plural: R::plural(&()).into_owned(), failure: None };
+    let mut health = Health::new::<R>();
     loop {
         let mut from = match watcher.list().await {
             Ok(version) => version,
@@ -284,17 +284,28 @@ pub fn error_chain(error: &dyn std::error::Error) -> String {
 struct Health {
     kind: String,
     plural: String,
+    /// Advice if the API server does not know the kind.
+    unknown_kind: &'static str,
     /// Advice that was logged for the current failure; `None` while there is no failure.
     failure: Option<&'static str>,
 }
 
 impl Health {
+    fn new<R: Resource<DynamicType = ()>>() -> Self {
+        let unknown_kind = if R::group(&()) == crds::GROUP {
+            "the API server does not know this kind: kubectl apply -f deploy/crds.yaml"
+        } else {
+            "the API server is too old for this kind: Landfall works without it"
+        };
+        Self { kind: R::kind(&()).into_owned(), plural: R::plural(&()).into_owned(), unknown_kind, failure: None }
+    }
+
     fn log_failure(&mut self, error: &WatchError) {
         let advice = match error {
             WatchError::Refused(status) => match status.code {
                 401 => "the API server rejects the credentials: check the service account and its token",
                 403 => "grant list and watch on this resource: see the ClusterRole in deploy/landfall.yaml",
-                404 => "the API server does not know this kind: kubectl apply -f deploy/crds.yaml",
+                404 => self.unknown_kind,
                 _ => "the API server refuses the request",
             },
             WatchError::Failed(_) => "check that the API server runs and is reachable from here",

@@ -98,6 +98,13 @@ impl Intervals {
         (*end >= first).then_some((*start, *end))
     }
 
+    /// The parts of the intervals from `first` to `last`, in order.
+    pub(crate) fn intersections(&self, first: u128, last: u128) -> impl Iterator<Item = (u128, u128)> {
+        let before = self.lasts.range(..first).next_back().filter(|(_, end)| **end >= first);
+        let all = before.into_iter().chain(self.lasts.range(first..=last));
+        all.map(move |(start, end)| (first.max(*start), last.min(*end)))
+    }
+
     /// Adds all numbers from `first` to `last`.
     pub(crate) fn insert(&mut self, mut first: u128, mut last: u128) {
         // An interval that ends just before these numbers, or begins just after them, is joined with them too.
@@ -194,6 +201,10 @@ mod tests {
                     prop_assert_eq!(set.remove(a.min(b), a.max(b)), is_changed);
                     model.retain(|number| !numbers.contains(number));
                 }
+                let parts = set.intersections(a.min(b), a.max(b));
+                let parts: BTreeSet<_> = parts.flat_map(|(first, last)| first..=last).collect();
+                let within = model.iter().filter(|number| (a.min(b)..=a.max(b)).contains(number));
+                prop_assert_eq!(parts, within.copied().collect::<BTreeSet<_>>());
                 prop_assert_eq!(set.len(), model.len() as u128);
                 prop_assert_eq!(set.first(), model.first().copied());
                 for number in (0..40).map(at) {

@@ -48,7 +48,8 @@ impl Occupied {
     ) -> Self {
         let mut reports = Reports::default();
         for node in nodes {
-            node.addresses.iter().for_each(|address| reports.add(*address, Occupant::Node(node.name.clone())));
+            let addresses = node.addresses.iter().chain(&node.external_addresses);
+            addresses.for_each(|address| reports.add(*address, Occupant::Node(node.name.clone())));
         }
         for (node, network) in networks {
             network.addresses.iter().for_each(|address| reports.add(*address, Occupant::Node(node.to_owned())));

@@ -17,11 +17,14 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 
 use crate::pools::address_map::{AddressMap, PoolSpace};
+use crate::pools::cluster_range::ClusterRange;
 use crate::pools::intervals::{ByFamily, Intervals, family_of, number, ranges, union};
 use crate::pools::numbering::Numbering;
 use crate::pools::occupied::{Occupant, Occupied};
 use crate::pools::selector::PoolSelector;
 use crate::pools::truncated::Truncated;
+
+mod cluster_use;
 
 /// All pools. No two have an address in common.
 #[derive(Debug, Default)]
@@ -152,10 +155,14 @@ pub struct Pool {
     pub occupied: Truncated<OccupiedAddress>,
     /// Its addresses that no network of a node contains. `None` if there are none, or if no network is known.
     pub off_subnet: Option<OffSubnet>,
+    /// Its addresses that the cluster uses for nodes, pods or ClusterIPs: see [`Pools::set_cluster_use`].
+    pub cluster_use: Truncated<ClusterRange>,
     /// Its position among the pools, oldest first.
     pub(crate) index: usize,
     selector: Option<PoolSelector>,
     excluded: ByFamily<Intervals>,
+    /// Its addresses that it does not exclude.
+    assignable: ByFamily<Intervals>,
 }
 
 /// Addresses that belong to another pool.
@@ -209,7 +216,8 @@ impl Pool {
             .filter(|(address, _)| !excluded[Family::from(*address)].contains(number(*address)))
             .map(|(address, occupant)| OccupiedAddress { address, occupant: occupant.clone() })
             .collect();
-        let off_subnet = off_subnet(&all, &excluded, map.occupied.networks());
+        let assignable = subtract(&all, self::ranges(&excluded));
+        let off_subnet = off_subnet(&assignable, map.occupied.networks());
         map.spaces.push(PoolSpace { numbering, all, automatic, reuse_after: spec.reuse_after() });
         let (selector, invalid_selectors) = spec.service_allocation.as_ref().map(PoolSelector::new).unzip();
         Self {
@@ -221,9 +229,11 @@ impl Pool {
             overlaps,
             occupied,
             off_subnet,
+            cluster_use: Truncated::default(),
             index,
             selector,
             excluded,
+            assignable,
             object,
         }
     }
@@ -312,18 +322,19 @@ fn without_older(
     (all, overlaps)
 }
 
-/// The addresses in `all` that are not excluded, and that no network of a node contains. Without any known network,
-/// nothing is known about the addresses.
-fn off_subnet(
-    all: &ByFamily<Intervals>,
-    excluded: &ByFamily<Intervals>,
-    networks: &BTreeSet<IpNet>,
-) -> Option<OffSubnet> {
-    let mut off = all.clone();
-    let on_links = networks.iter().filter_map(|net| Range::new(net.network(), net.broadcast()));
-    for range in self::ranges(excluded).chain(on_links) {
-        off[family_of(range)].remove(number(range.first()), number(range.last()));
+/// The addresses of `all` that are in none of these ranges.
+fn subtract(all: &ByFamily<Intervals>, removed: impl Iterator<Item = Range>) -> ByFamily<Intervals> {
+    let mut rest = all.clone();
+    for range in removed {
+        rest[family_of(range)].remove(number(range.first()), number(range.last()));
     }
+    rest
+}
+
+/// The addresses in `assignable` that no network of a node contains. Without any known network, nothing is known about
+/// the addresses.
+fn off_subnet(assignable: &ByFamily<Intervals>, networks: &BTreeSet<IpNet>) -> Option<OffSubnet> {
+    let off = subtract(assignable, networks.iter().filter_map(|net| Range::new(net.network(), net.broadcast())));
     let ranges: Truncated<_> = self::ranges(&off).collect();
     let is_off = |net: &&IpNet| !off[Family::from(net.addr())].is_empty();
     let networks_of_families = networks.iter().filter(is_off).copied().collect();

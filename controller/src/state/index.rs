@@ -11,6 +11,7 @@
 //! | space becomes free, or none is left in a pool or a quota | the Services that wait for an address of its family |
 //! | labels of a namespace, or the end of the wait for it | its Services |
 //! | pools, addresses of nodes and gateways | everything; if only the status of a pool differs, that pool |
+//! | ranges of pods or ClusterIPs | the pools that contain others of these addresses than before |
 //! | the first NodeNetwork | everything |
 //! | the end of a series | its subject |
 //! | the controller becomes the lease holder, or no longer is | everything |
@@ -28,7 +29,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
-use crds::{Holder, IPAddressPool, InternedStr, Key, Namespace, NodeAddresses, Record, Service};
+use crds::{Holder, IPAddressPool, InternedStr, Key, Namespace, NodeAddresses, Range, Record, Service, ServiceRange};
 use jiff::Timestamp;
 use model::Cluster;
 use model::eligibility::Diagnosis;
@@ -37,6 +38,7 @@ use crate::allocate::request::Rank;
 use crate::allocate::sharing::{self, HolderState, Standing};
 use crate::plan::effect::{Series, Subject};
 use crate::pools::Pools;
+use crate::pools::cluster_range::{ClusterRange, ClusterUser};
 use crate::pools::free::Free;
 use crate::pools::intervals::ByFamily;
 use crate::pools::occupied::Occupied;
@@ -68,6 +70,8 @@ pub struct ClusterIndex {
     awaited_namespaces: BTreeMap<String, NamespaceWait>,
     pool_objects: BTreeMap<String, Arc<IPAddressPool>>,
     pub(crate) networks: BTreeMap<String, Arc<NodeAddresses>>,
+    /// ServiceCIDRs, by name. Empty if the API server does not know them.
+    service_ranges: BTreeMap<String, Arc<ServiceRange>>,
     /// Whether EndpointSlices are watched. They cost memory.
     pub(crate) has_slices: bool,
     /// Whether EndpointSlices must be watched from now on.
@@ -146,6 +150,8 @@ pub(crate) struct Dirty {
     specs: bool,
     /// Whether addresses of nodes or gateways have changed, so that the occupied addresses must be collected again.
     occupied: bool,
+    /// Whether ranges of pods or ClusterIPs have changed, so that they must be compared with the pools again.
+    cluster_ranges: bool,
 }
 
 /// The order in which dirty Services are planned.
@@ -196,9 +202,16 @@ impl ClusterIndex {
             self.dirty.specs |= occupied != self.occupied;
             self.occupied = occupied;
         }
-        if !std::mem::take(&mut self.dirty.specs) {
-            return;
+        let is_outdated = std::mem::take(&mut self.dirty.specs);
+        if is_outdated {
+            self.build_pools(now);
         }
+        if std::mem::take(&mut self.dirty.cluster_ranges) || is_outdated {
+            self.compare_with_cluster_ranges();
+        }
+    }
+
+    fn build_pools(&mut self, now: Timestamp) {
         self.pools = Pools::new(self.pool_objects.values(), &self.occupied);
         let used = self.objects.records().keys().chain(self.promises.keys()).chain(&self.unreadable.records);
         self.free.rebuild(&self.pools, used.copied(), now);
@@ -218,6 +231,25 @@ impl ClusterIndex {
         let moved = self.objects.records().values().filter(|record| self.changed_pool(record).is_some());
         let moved: Vec<_> = moved.map(|record| record.address).collect();
         self.dirty.records.extend(moved);
+    }
+
+    /// Finds the addresses of pools that the cluster uses. Without ServiceCIDRs, the ClusterIPs that exist now indicate
+    /// their ranges. So an overlap with the first ClusterIP of a range is found when the pools change the next time.
+    fn compare_with_cluster_ranges(&mut self) {
+        let mut ranges = Vec::new();
+        for (name, node) in self.objects.nodes() {
+            let pods = node.pod_cidrs.iter().filter_map(|text| text.parse::<Range>().ok());
+            ranges.extend(pods.map(|range| ClusterRange { range, user: ClusterUser::Pods(name.clone()) }));
+        }
+        for (name, service_range) in &self.service_ranges {
+            let networks = service_range.networks.iter();
+            let networks = networks.filter_map(|net| Range::new(net.network(), net.broadcast()));
+            let user = || ClusterUser::ServiceRange(name.clone());
+            ranges.extend(networks.map(|range| ClusterRange { range, user: user() }));
+        }
+        let services = self.objects.services().iter().filter(|_| self.service_ranges.is_empty());
+        let cluster_ips = services.flat_map(|(key, service)| service.cluster_ips.iter().map(move |ip| (*ip, key)));
+        self.dirty.pools.extend(self.pools.set_cluster_use(&ranges, cluster_ips));
     }
 
     pub(crate) fn is_used(&self, lb_ip: IpAddr) -> bool {

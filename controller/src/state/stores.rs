@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use crds::{
     Advertisement, EndpointSlice, IPAddressPool, Key, LoadBalancerIP, Namespace, Node, NodeAddresses, Record, Service,
+    ServiceRange,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
@@ -21,6 +22,8 @@ pub(crate) struct Stores {
     pub(crate) nodes: Store<String, Node>,
     pub(crate) networks: Store<String, NodeAddresses>,
     pub(crate) advertisements: Store<String, Advertisement>,
+    /// Old API servers do not know this kind, so nothing waits for it.
+    pub(crate) service_ranges: Store<String, ServiceRange>,
     /// Watched only on demand: see `ClusterIndex::wants_slices`.
     pub(crate) slices: Store<Key, EndpointSlice>,
 }
@@ -38,6 +41,7 @@ impl Stores {
             nodes: Store::from_list(&wake, 1, []),
             networks: Store::from_list(&wake, 1, []),
             advertisements: Store::from_list(&wake, 1, []),
+            service_ranges: Store::from_list(&wake, 1, []),
             slices: Store::from_list(&wake, 1, []),
         }
     }
@@ -52,6 +56,7 @@ impl Stores {
             nodes: Store::new(wake),
             networks: Store::new(wake),
             advertisements: Store::new(wake),
+            service_ranges: Store::new(wake),
             slices: Store::new(wake),
         }
     }
@@ -84,6 +89,7 @@ impl Stores {
         drain(&self.networks, |change| cluster.set_network(&change.key, change.value));
         drain(&self.namespaces, |change| cluster.set_namespace(&change.key, change.value));
         drain(&self.advertisements, |change| cluster.set_advertisement(&change.key, change.value));
+        drain(&self.service_ranges, |change| cluster.set_service_range(&change.key, change.value));
         if self.slices.is_listed() {
             cluster.mark_slices_known();
             drain(&self.slices, |change| cluster.set_slice(change.before, change.value));

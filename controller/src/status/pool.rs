@@ -27,8 +27,11 @@ const DRAINED: &str = "Drained";
 /// addresses.
 const OFF_SUBNET: &str = "OffSubnet";
 
+/// The condition about addresses that the cluster itself uses. It exists only while there are such addresses.
+const OVERLAPS_CLUSTER: &str = "OverlapsCluster";
+
 /// The conditions that exist only while there is something to report.
-const TEMPORARY: [&str; 3] = [CONFLICT, DRAINED, OFF_SUBNET];
+const TEMPORARY: [&str; 4] = [CONFLICT, DRAINED, OFF_SUBNET, OVERLAPS_CLUSTER];
 
 /// Maximum number of Services in `status.heldBy`: enough to go through by hand, and a bound on the size of the object.
 const MAX_HELD_BY: usize = 100;
@@ -97,6 +100,7 @@ pub(crate) fn warnings<'a>(
             ("Ready", "False", _) => Some(("NotReady", condition)),
             ("Overlap", "True", _) => Some(("Overlap", condition)),
             ("Exhausted", "True", _) => Some(("Exhausted", condition)),
+            (OVERLAPS_CLUSTER, "True", _) => Some((OVERLAPS_CLUSTER, condition)),
             (CONFLICT, "True", _) => Some(("AddressConflict", condition)),
             _ => None,
         }
@@ -125,6 +129,14 @@ fn desired_conditions(
         findings.push((CONFLICT, (ConditionStatus::True, "AddressConflict", message)));
     }
     findings.extend(pool.off_subnet.as_ref().map(|off| (OFF_SUBNET, report_off_subnet(off))));
+    if !pool.cluster_use.is_empty() {
+        let message = format!(
+            "the cluster itself uses these addresses: {}; remove them from spec.addresses, or exclude them \
+             (spec.exclude)",
+            pool.cluster_use
+        );
+        findings.push((OVERLAPS_CLUSTER, (ConditionStatus::True, "OverlapsCluster", message)));
+    }
     let observed_generation = pool.object.metadata.generation;
     let desired = |(type_, (status, reason, message)): (_, Finding)| DesiredCondition {
         type_,

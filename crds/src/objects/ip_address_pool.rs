@@ -228,7 +228,8 @@ pub struct IPAddressPoolStatus {
     /// that it assigns. `Drained` exists only while `spec.drain` is true; it is true if no Service holds an address of
     /// this pool. `Conflict` exists only while addresses of this pool are quarantined because hosts outside the cluster
     /// use them. `OffSubnet` exists only while no network of a node contains some of its addresses: clients need a
-    /// route to these.
+    /// route to these. `OverlapsCluster` exists only while nodes, pods or Services of the cluster use some of its
+    /// addresses.
     #[serde(default)]
     #[schemars(schema_with = "conditions")]
     pub conditions: Vec<Condition>,

@@ -41,6 +41,8 @@ pub struct Node {
     pub labels: Labels,
     /// Addresses of type InternalIP, in the order of the object.
     pub addresses: Vec<IpAddr>,
+    /// Addresses of type ExternalIP, in the order of the object.
+    pub external_addresses: Vec<IpAddr>,
     /// `spec.podCIDRs`, not parsed.
     pub pod_cidrs: Vec<String>,
     /// Whether the label [`EXCLUDE`] exists and its value is not false. The service controller of Kubernetes parses it
@@ -69,12 +71,16 @@ impl From<&core::Node> for Node {
     fn from(object: &core::Node) -> Self {
         let spec = object.spec.clone().unwrap_or_default();
         let status = object.status.clone().unwrap_or_default();
-        let internal = status.addresses.iter().flatten().filter(|address| address.type_ == "InternalIP");
+        let addresses = |type_: &str| {
+            let addresses = status.addresses.iter().flatten().filter(|address| address.type_ == type_);
+            addresses.filter_map(|address| address.address.parse().ok()).collect()
+        };
         let exclude = object.metadata.labels.as_ref().and_then(|labels| labels.get(EXCLUDE));
         Self {
             name: object.metadata.name.clone().unwrap_or_default(),
             labels: Labels::from(object.metadata.labels.as_ref()),
-            addresses: internal.filter_map(|address| address.address.parse().ok()).collect(),
+            addresses: addresses("InternalIP"),
+            external_addresses: addresses("ExternalIP"),
             drain_reason: drain_reason(object, &spec, &status),
             excluded: exclude.is_some_and(|value| !is_false(value)),
             pod_cidrs: spec.pod_cidrs.unwrap_or_default(),
@@ -133,12 +139,14 @@ mod tests {
                 "spec": {"podCIDRs": ["10.244.1.0/24"]},
                 "status": {"addresses": [
                     {"type": "Hostname", "address": "n1"}, {"type": "InternalIP", "address": "192.0.2.11"},
+                    {"type": "ExternalIP", "address": "198.51.100.11"},
                 ]},
             }));
             let expected = Node {
                 name: "n1".into(),
                 labels: Labels::from(Some(&labels)),
                 addresses: vec!["192.0.2.11".parse().expect("address")],
+                external_addresses: vec!["198.51.100.11".parse().expect("address")],
                 pod_cidrs: vec!["10.244.1.0/24".into()],
                 excluded,
                 drain_reason: None,

@@ -126,6 +126,7 @@ fn node(n: u8, (excluded, drained, uid): (bool, bool, u8)) -> Node {
         name: format!("n{n}"),
         labels: Labels::from([("rack", if uid == 0 { "r0" } else { "r1" })]),
         addresses: vec![[192, 0, 2, 10 + n + uid].into()],
+        external_addresses: vec![],
         pod_cidrs: vec![format!("10.{n}.{uid}.0/24")],
         excluded,
         drain_reason: drained.then_some(DrainReason::Drained),

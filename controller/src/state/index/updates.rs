@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crds::{IPAddressPool, InternedStr, Key, Namespace, Node, NodeAddresses, PoolSettings, Record, Service};
+use crds::{
+    IPAddressPool, InternedStr, Key, Namespace, Node, NodeAddresses, PoolSettings, Record, Service, ServiceRange,
+};
 use jiff::Timestamp;
 use model::cluster::Change;
 
@@ -32,8 +34,12 @@ impl ClusterIndex {
     pub fn set_node(&mut self, name: &str, node: Option<Arc<Node>>) {
         let old = self.objects.nodes().get(name).cloned();
         self.objects.apply([Change::Node(name.to_owned(), node.clone())]);
-        let addresses = |node: &Option<Arc<Node>>| node.as_ref().map(|node| node.addresses.clone()).unwrap_or_default();
-        self.dirty.occupied |= addresses(&old) != addresses(&node);
+        let (was, is) = (old.as_deref(), node.as_deref());
+        let addresses =
+            |node: Option<&Node>| node.map(|node| (node.addresses.clone(), node.external_addresses.clone()));
+        self.dirty.occupied |= addresses(was) != addresses(is);
+        let pods = |node: Option<&Node>| node.map(|node| node.pod_cidrs.clone());
+        self.dirty.cluster_ranges |= pods(was) != pods(is);
         if old.is_some() != node.is_some() {
             // Reports of a deleted node are ignored, and count again when the node returns.
             let records = self.objects.records().values().filter(|record| has_report_of(record, name));
@@ -49,6 +55,11 @@ impl ClusterIndex {
         self.dirty.occupied |= old != network;
         // The first agent of the cluster has started: the conditions about announcing now apply to all Services.
         self.dirty.all |= old.is_none() && self.networks.len() == 1;
+    }
+
+    pub fn set_service_range(&mut self, name: &str, range: Option<Arc<ServiceRange>>) {
+        let old = replace(&mut self.service_ranges, name, range.clone());
+        self.dirty.cluster_ranges |= old != range;
     }
 
     pub fn set_namespace(&mut self, name: &str, namespace: Option<Arc<Namespace>>) {

@@ -104,6 +104,39 @@ fn excluded_addresses_are_refused_and_network_ends_are_not() {
 }
 
 #[test]
+fn pool_in_a_range_of_the_cluster_is_reported() {
+    let lan = pool("lan", 1, &["10.96.0.0-10.96.0.9", "10.244.1.7"]);
+    let mut world = World::new([lan], [Service { cluster_ips: [ip("10.96.0.1")].into(), ..service("api", 1) }]);
+    let n1 = Node { pod_cidrs: vec!["10.244.1.0/24".into()], ..Node::clone(&node("n1", "192.0.2.11")) };
+    world.snapshot.nodes.insert("n1".into(), Arc::new(n1));
+    let mut cluster = ClusterIndex::from_snapshot(&world.snapshot);
+    let message = |cluster: &mut ClusterIndex| {
+        let series = cluster.plan(at_second(1)).series;
+        let statuses = series.iter().flat_map(|series| &series.effects).filter_map(|effect| match effect {
+            Effect::PatchPool(patch) => Some(patch.status.conditions.clone()),
+            _ => None,
+        });
+        let found = statuses.flatten().find(|condition| condition.type_ == "OverlapsCluster");
+        found.map(|condition| condition.message.to_string())
+    };
+    let expected = |services: &str| {
+        Some(format!(
+            "the cluster itself uses these addresses: 10.244.1.7-10.244.1.7 (pods of node n1), {services}; remove them \
+             from spec.addresses, or exclude them (spec.exclude)"
+        ))
+    };
+    assert_eq!(message(&mut cluster), expected("10.96.0.1 (ClusterIP of Service default/api)"));
+    let range = ServiceRange { networks: vec!["10.96.0.0/16".parse().expect("a network")] };
+    cluster.set_service_range("kubernetes", Some(Arc::new(range)));
+    assert_eq!(message(&mut cluster), expected("10.96.0.0-10.96.0.9 (ClusterIPs of ServiceCIDR kubernetes)"));
+    cluster.set_node("n1", Some(node("n1", "192.0.2.11")));
+    cluster.set_service_range("kubernetes", None);
+    let without_pods = expected("10.96.0.1 (ClusterIP of Service default/api)")
+        .map(|text| text.replace("10.244.1.7-10.244.1.7 (pods of node n1), ", ""));
+    assert_eq!(message(&mut cluster), without_pods);
+}
+
+#[test]
 fn node_with_the_address_of_a_service_is_reported() {
     let mut world = World::new([lan()], [service("web", 1)]);
     world.settle();
@@ -113,7 +146,7 @@ fn node_with_the_address_of_a_service_is_reported() {
                     get another one, request it in landfall.dev/load-balancer-ips or landfall.dev/address-pool";
     assert_eq!(condition(&world, "web"), expected);
     let events: Vec<_> = world.events.iter().map(|event| (event.reason, event.is_warning)).collect();
-    assert_eq!(events, [("IPAllocated", false), ("NodeHasAddress", true)]);
+    assert_eq!(events, [("IPAllocated", false), ("NodeHasAddress", true), ("OverlapsCluster", true)]);
 }
 
 #[test]

@@ -8,8 +8,8 @@ use crds::ip_address_pool::AddressRange;
 use crds::request::Consent;
 use crds::service::{ALLOCATED, Family};
 use crds::{
-    FamilyPolicy, IPAddressPool, Key, Labels, Namespace, NodeAddresses, Port, Protocol, RequestedAddresses,
-    Reservation, ServiceAllocation, TrafficPolicy,
+    FamilyPolicy, IPAddressPool, Key, Labels, Namespace, Node, NodeAddresses, Port, Protocol, RequestedAddresses,
+    Reservation, ServiceAllocation, ServiceRange, TrafficPolicy,
 };
 use std::net::IpAddr;
 
