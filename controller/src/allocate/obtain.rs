@@ -10,6 +10,7 @@ use crate::allocate::allocation::{Acquisition, Search, Unavailable};
 use crate::allocate::refusal::{InUse, Refusal};
 use crate::allocate::sharing::{self, Clash, Standing, clash};
 use crate::pools::Withheld;
+use crate::pools::occupied::NetworkEnd;
 use crate::state::index::ClusterIndex;
 
 impl From<Refusal> for Unavailable {
@@ -68,6 +69,9 @@ impl ClusterIndex {
             }
             Some(Withheld::Occupied(occupant)) => {
                 return Err(Refusal::AddressInUse(lb_ip, InUse::Occupant(occupant.clone())));
+            }
+            Some(Withheld::Unusable(network)) => {
+                return Err(Refusal::AddressUnusable(NetworkEnd { address: lb_ip, network }));
             }
             Some(Withheld::NetworkEnd) | None => {}
         }

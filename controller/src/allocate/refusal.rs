@@ -11,7 +11,7 @@ use crds::condition::{MAX_QUOTED, Quoted};
 use crds::service::Family;
 
 use crate::allocate::sharing::Clash;
-use crate::pools::occupied::Occupant;
+use crate::pools::occupied::{NetworkEnd, Occupant};
 use crate::pools::truncated::Truncated;
 use crate::status::reason::RefusalReason;
 
@@ -42,6 +42,8 @@ pub enum Refusal {
     AddressInUse(IpAddr, InUse),
     /// The address is reserved for another namespace or Service.
     AddressReserved(IpAddr),
+    /// The address is an end of a network of nodes.
+    AddressUnusable(NetworkEnd),
     /// The Service with this key has the address, and the refused Service cannot share the address with it.
     SharingConflict(IpAddr, Key, Clash),
     /// The Service has these families, and the address has another one.
@@ -81,6 +83,7 @@ impl Refusal {
             Self::AddressExcluded(..) => RefusalReason::AddressExcluded,
             Self::AddressInUse(..) => RefusalReason::AddressInUse,
             Self::AddressReserved(_) => RefusalReason::AddressReserved,
+            Self::AddressUnusable(_) => RefusalReason::AddressUnusable,
             Self::SharingConflict(..) => RefusalReason::SharingConflict,
             Self::FamilyMismatch(..) => RefusalReason::FamilyMismatch,
             Self::DualStackUnavailable(..) => RefusalReason::DualStackUnavailable,
@@ -155,6 +158,11 @@ impl fmt::Display for Refusal {
                 "{lb_ip} is reserved for another namespace or Service: see kubectl get lbip {}; request another \
                  address, or remove the request",
                 crds::address::object_name(*lb_ip)
+            ),
+            Self::AddressUnusable(end) => write!(
+                f,
+                "{} is {end}, a network of the nodes, so no Service can have it: request another address",
+                end.address
             ),
             Self::SharingConflict(lb_ip, key, clash) => write!(
                 f,

@@ -9,7 +9,7 @@ use crds::service::Family;
 
 use crate::pools::intervals::{ByFamily, Intervals};
 use crate::pools::numbering::Numbering;
-use crate::pools::occupied::Occupied;
+use crate::pools::occupied::Occupants;
 
 /// Which pool each address belongs to. [`crate::pools::Pools`] and [`crate::pools::free::Free`] share one map, which
 /// never changes.
@@ -19,7 +19,7 @@ pub(crate) struct AddressMap {
     ranges: BTreeMap<IpAddr, OwnedRange>,
     /// By pool, oldest first.
     pub(crate) spaces: Vec<PoolSpace>,
-    pub(super) occupied: Occupied,
+    pub(super) occupied: Occupants,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +41,7 @@ pub(crate) struct PoolSpace {
 }
 
 impl AddressMap {
-    pub(super) fn new(occupied: Occupied) -> Self {
+    pub(super) fn new(occupied: Occupants) -> Self {
         Self { occupied, ..Self::default() }
     }
 

@@ -46,6 +46,9 @@ pub enum Withheld<'a> {
     Buggy,
     /// A node or a gateway has it. It is never assigned.
     Occupied(&'a Occupant),
+    /// It is the network or broadcast address, or the subnet-router anycast address, of this network of nodes. It is
+    /// never assigned.
+    Unusable(IpNet),
     /// It is an end of a CIDR. In IPv4, a network of this size has its network address or broadcast address there; in
     /// IPv6, its subnet-router anycast address (RFC 4291 §2.6.1). It is assigned only on request.
     NetworkEnd,
@@ -55,10 +58,12 @@ impl Pools {
     pub fn new<'a>(pools: impl IntoIterator<Item = &'a Arc<IPAddressPool>>, occupied: &Occupied) -> Self {
         let mut oldest_first: Vec<_> = pools.into_iter().collect();
         oldest_first.sort_by_cached_key(|pool| (creation_time(pool), name(pool).to_owned()));
-        let mut map = AddressMap::new(occupied.clone());
+        let parsed = || oldest_first.iter().flat_map(|pool| parse_ranges(&pool.spec.addresses).0);
+        let occupants = occupied.occupants(|| union(parsed().map(|parsed| parsed.range)));
+        let mut map = AddressMap::new(occupants);
         let mut pools = Vec::<Pool>::with_capacity(oldest_first.len());
         for object in oldest_first {
-            let pool = Pool::new(object.clone(), &mut map, &pools);
+            let pool = Pool::new(object.clone(), &mut map, &pools, occupied.networks());
             pools.push(pool);
         }
         let by_name = pools.iter().map(|pool| (pool.name().to_owned(), pool.index)).collect();
@@ -94,11 +99,14 @@ impl Pools {
         self.by_name.get(name).map(|index| &self.pools[*index])
     }
 
-    /// Why `address` is not assigned automatically. If a node or gateway has the address, this reason comes before all
-    /// others.
+    /// Why `address` is not assigned automatically. If a node or gateway has the address, or if it is an end of a
+    /// network of nodes, this reason comes before all others.
     pub fn withheld(&self, address: IpAddr) -> Option<Withheld<'_>> {
         if let Some(occupant) = self.map.occupied.get(address) {
-            return Some(Withheld::Occupied(occupant));
+            return Some(match occupant {
+                Occupant::Network(network) => Withheld::Unusable(*network),
+                occupant => Withheld::Occupied(occupant),
+            });
         }
         let pool = self.pool_of(address)?;
         if pool.excluded[Family::from(address)].contains(number(address)) {
@@ -153,6 +161,10 @@ pub struct Pool {
     pub overlaps: Truncated<Overlap>,
     /// Addresses that it cannot assign because nodes or gateways have them.
     pub occupied: Truncated<OccupiedAddress>,
+    /// Addresses that it cannot assign because they are ends of networks of nodes.
+    pub unusable: Truncated<OccupiedAddress>,
+    /// Addresses that agents report as occupied beyond their limit. The pool assigns them.
+    pub excess: Truncated<OccupiedAddress>,
     /// Its addresses that no network of a node contains. `None` if there are none, or if no network is known.
     pub off_subnet: Option<OffSubnet>,
     /// Its addresses that the cluster uses for nodes, pods or ClusterIPs: see [`Pools::set_cluster_use`].
@@ -189,7 +201,7 @@ pub struct OccupiedAddress {
 
 impl Pool {
     /// Builds a pool from the addresses of its spec that do not belong to `older` pools, and adds it to `map`.
-    fn new(object: Arc<IPAddressPool>, map: &mut AddressMap, older: &[Pool]) -> Self {
+    fn new(object: Arc<IPAddressPool>, map: &mut AddressMap, older: &[Pool], networks: &BTreeSet<IpNet>) -> Self {
         let index = older.len();
         let spec = &object.spec;
         let (parsed, invalid) = parse_ranges(&spec.addresses);
@@ -211,13 +223,17 @@ impl Pool {
         } else {
             ByFamily::default()
         };
-        let occupied = occupied
-            .into_iter()
-            .filter(|(address, _)| !excluded[Family::from(*address)].contains(number(*address)))
-            .map(|(address, occupant)| OccupiedAddress { address, occupant: occupant.clone() })
-            .collect();
+        let is_assignable =
+            |(address, _): &(IpAddr, &Occupant)| !excluded[Family::from(*address)].contains(number(*address));
+        let name = |(address, occupant): (_, &Occupant)| OccupiedAddress { address, occupant: occupant.clone() };
+        let is_end = |(_, occupant): &(IpAddr, &Occupant)| matches!(occupant, Occupant::Network(_));
+        let (unusable, occupied): (Vec<_>, Vec<_>) = occupied.into_iter().filter(is_assignable).partition(is_end);
+        let unusable = unusable.into_iter().map(name).collect();
+        let occupied = occupied.into_iter().map(name).collect();
+        let excess = ranges.iter().flat_map(|range| map.occupied.excess_in(*range));
+        let excess = excess.filter(is_assignable).map(name).collect();
         let assignable = subtract(&all, self::ranges(&excluded));
-        let off_subnet = off_subnet(&assignable, map.occupied.networks());
+        let off_subnet = off_subnet(&assignable, networks);
         map.spaces.push(PoolSpace { numbering, all, automatic, reuse_after: spec.reuse_after() });
         let (selector, invalid_selectors) = spec.service_allocation.as_ref().map(PoolSelector::new).unzip();
         Self {
@@ -228,6 +244,8 @@ impl Pool {
             invalid_selectors: invalid_selectors.into_iter().flatten().collect(),
             overlaps,
             occupied,
+            unusable,
+            excess,
             off_subnet,
             cluster_use: Truncated::default(),
             index,

@@ -12,6 +12,7 @@ use crds::service::{ALLOCATED, Ingress};
 
 use crate::allocate::allocation::Allocation;
 use crate::plan::effect::Event;
+use crate::pools::occupied::NetworkEnd;
 use crate::pools::{Pools, Withheld};
 use crate::state::index::ClusterIndex;
 use crate::status::change::displays_as;
@@ -57,6 +58,10 @@ fn address_state(lb_ip: IpAddr, service: &Service, cluster: &ClusterIndex) -> (A
     let (reason, state) = match (cluster.pools.withheld(lb_ip), cluster.pools.pool_of(lb_ip)) {
         (Some(Withheld::Occupied(occupant)), _) => {
             (AllocatedReason::NodeHasAddress, format!("is the address of {occupant} as well"))
+        }
+        (Some(Withheld::Unusable(network)), _) => {
+            let end = NetworkEnd { address: lb_ip, network };
+            (AllocatedReason::AddressUnusable, format!("is {end}, a network of the nodes"))
         }
         (_, None) => (AllocatedReason::PoolGone, "is no longer in any IPAddressPool".to_owned()),
         (_, Some(pool)) if pool.object.spec.drain => {

@@ -13,6 +13,7 @@ use jiff::Timestamp;
 
 use crate::pools::free::AddressCounts;
 use crate::pools::intervals::{ByFamily, FAMILIES};
+use crate::pools::occupied::MAX_WITHHELD;
 use crate::pools::truncated::Truncated;
 use crate::pools::{OccupiedAddress, OffSubnet, Overlap, Pool};
 use crate::status::change::content;
@@ -30,8 +31,11 @@ const OFF_SUBNET: &str = "OffSubnet";
 /// The condition about addresses that the cluster itself uses. It exists only while there are such addresses.
 const OVERLAPS_CLUSTER: &str = "OverlapsCluster";
 
+/// The condition about agents that report too many addresses. It exists only while the pool assigns some of these.
+const EXCESS: &str = "ExcessNodeAddresses";
+
 /// The conditions that exist only while there is something to report.
-const TEMPORARY: [&str; 4] = [CONFLICT, DRAINED, OFF_SUBNET, OVERLAPS_CLUSTER];
+const TEMPORARY: [&str; 5] = [CONFLICT, DRAINED, OFF_SUBNET, OVERLAPS_CLUSTER, EXCESS];
 
 /// Maximum number of Services in `status.heldBy`: enough to go through by hand, and a bound on the size of the object.
 const MAX_HELD_BY: usize = 100;
@@ -100,6 +104,7 @@ pub(crate) fn warnings<'a>(
             ("Ready", "False", _) => Some(("NotReady", condition)),
             ("Overlap", "True", _) => Some(("Overlap", condition)),
             ("Exhausted", "True", _) => Some(("Exhausted", condition)),
+            (EXCESS, "True", _) => Some((EXCESS, condition)),
             (OVERLAPS_CLUSTER, "True", _) => Some((OVERLAPS_CLUSTER, condition)),
             (CONFLICT, "True", _) => Some(("AddressConflict", condition)),
             _ => None,
@@ -137,6 +142,14 @@ fn desired_conditions(
         );
         findings.push((OVERLAPS_CLUSTER, (ConditionStatus::True, "OverlapsCluster", message)));
     }
+    if !pool.excess.is_empty() {
+        let message = format!(
+            "a node can withhold at most {MAX_WITHHELD} addresses from pools, so these addresses are assigned although \
+             agents report them: {}; check the links of these nodes, or exclude the addresses (spec.exclude)",
+            pool.excess
+        );
+        findings.push((EXCESS, (ConditionStatus::True, "ExcessNodeAddresses", message)));
+    }
     let observed_generation = pool.object.metadata.generation;
     let desired = |(type_, (status, reason, message)): (_, Finding)| DesiredCondition {
         type_,
@@ -158,6 +171,9 @@ fn check_ready(pool: &Pool, counts: &ByFamily<AddressCounts>) -> Finding {
         let mut message = "Services can get addresses of this pool".to_owned();
         if !pool.occupied.is_empty() {
             message += &format!(", except those of nodes or gateways: {}", pool.occupied);
+        }
+        if !pool.unusable.is_empty() {
+            message += &format!(", except the ends of the nodes' networks: {}", pool.unusable);
         }
         return (ConditionStatus::True, "Ready", message);
     };
@@ -195,6 +211,9 @@ fn problems(pool: &Pool, counts: &ByFamily<AddressCounts>) -> Vec<(&'static str,
         let mut text = "none of its addresses can be assigned without a request by name".to_owned();
         if !pool.occupied.is_empty() {
             text += &format!("; nodes or gateways have these: {}", pool.occupied);
+        }
+        if !pool.unusable.is_empty() {
+            text += &format!("; these are ends of the nodes' networks: {}", pool.unusable);
         }
         problems.push(("NoAddresses", text));
     }

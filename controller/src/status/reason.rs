@@ -9,6 +9,7 @@ words! {
         AddressInUse,
         AddressNotInPool,
         AddressReserved,
+        AddressUnusable,
         DualStackUnavailable,
         FamilyMismatch,
         InvalidRequest,
@@ -35,6 +36,8 @@ words! {
         PoolDraining,
         /// No pool contains the address.
         PoolGone,
+        /// The address is an end of a network of nodes.
+        AddressUnusable,
         /// A node or a gateway has the address.
         NodeHasAddress,
     }

@@ -53,6 +53,8 @@ enum Step {
     Pool(u8, Option<Edit>),
     Node(IpAddr),
     Gateway(IpAddr),
+    /// The networks of a node, by their position in [`NETWORKS`].
+    Networks(usize),
     Label(bool),
     /// The controller plans, and crashes after this number of effects.
     Crash(usize),
@@ -96,6 +98,14 @@ const RANGES: [&[&str]; 6] = [
     &["192.0.2.0-192.0.2.9", "2001:db8::/126"],
     &["2001:db8::2-2001:db8::5", "192.0.2.4/31"],
     &["2001:db8::1-2001:db8::1", "192.0.2.8-192.0.2.12"],
+];
+
+const NETWORKS: [&[&str]; 5] = [
+    &[],
+    &["192.0.2.0/29"],
+    &["192.0.2.4/30", "2001:db8::/125"],
+    &["192.0.2.8/31", "2001:db8::2/127"],
+    &["192.0.2.0/24", "192.0.2.4/30", "2001:db8::4/126"],
 ];
 
 const FAMILIES: [(&[Family], FamilyPolicy); 6] = [
@@ -162,6 +172,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (0..4u8, proptest::option::weighted(0.85, edit())).prop_map(|(name, to)| Step::Pool(name, to)),
         1 => address().prop_map(Step::Node),
         1 => address().prop_map(Step::Gateway),
+        2 => (0..NETWORKS.len()).prop_map(Step::Networks),
         1 => any::<bool>().prop_map(Step::Label),
         4 => (0..8usize).prop_map(Step::Crash),
         6 => Just(Step::Settle),
@@ -240,6 +251,11 @@ fn toggle<T: Ord>(set: &mut BTreeSet<T>, element: T) {
     }
 }
 
+/// Changes the report of the agent on `n1`.
+fn set_network(world: &mut World, edit: impl FnOnce(&mut NodeAddresses)) {
+    edit(Arc::make_mut(world.snapshot.networks.entry("n1".into()).or_default()));
+}
+
 /// Applies a step to the cluster. The controller does not act.
 fn happen(world: &mut World, step: &Step, time: i64) {
     world.snapshot.now = at_second(time);
@@ -307,9 +323,10 @@ fn happen(world: &mut World, step: &Step, time: i64) {
             world.snapshot.pools.insert(name, new);
         }
         Step::Node(address) => drop(world.snapshot.nodes.insert("n1".into(), node("n1", &address.to_string()))),
-        Step::Gateway(address) => {
-            let network = NodeAddresses { gateways: vec![*address], ..NodeAddresses::default() };
-            world.snapshot.networks.insert("n1".into(), Arc::new(network));
+        Step::Gateway(address) => set_network(world, |network| network.gateways = vec![*address]),
+        Step::Networks(index) => {
+            let networks = NETWORKS[*index].iter().map(|text| text.parse().expect("a network")).collect();
+            set_network(world, |network| network.networks = networks);
         }
         Step::Label(team) => {
             let labels = if *team { Labels::from([("team", "a")]) } else { Labels::default() };

@@ -95,7 +95,16 @@ impl<'a> Model<'a> {
         }
         let own = snapshot.nodes.values().flat_map(|node| node.addresses.clone());
         let found = snapshot.networks.values().flat_map(|network| network.gateways.clone());
-        Self { snapshot, owners, occupied: own.chain(found).collect() }
+        let networks = || snapshot.networks.values().flat_map(|network| &network.networks);
+        let is_end = |address: &IpAddr| {
+            networks().any(|net| match address {
+                IpAddr::V4(_) if net.prefix_len() < 31 => [net.network(), net.broadcast()].contains(address),
+                IpAddr::V6(_) if net.prefix_len() < 127 => net.network() == *address,
+                _ => false,
+            })
+        };
+        let ends = universe().filter(is_end).collect::<Vec<_>>();
+        Self { snapshot, owners, occupied: own.chain(found).chain(ends).collect() }
     }
 
     fn admits(&self, pool: &IPAddressPool, service: &Service) -> bool {

@@ -59,8 +59,8 @@ pub struct IPAddressPoolSpec {
     /// The first and the last address of an IPv4 CIDR are assigned only if a Service requests them: they can be the
     /// network address and the broadcast address. The same holds for the first address of an IPv6 CIDR: it can be the
     /// anycast address of the routers (RFC 4291 §2.6.1). A CIDR of one or two addresses has no such exception.
-    /// Addresses of nodes and of their gateways are never assigned. Services keep their addresses when a range is
-    /// removed or the pool is deleted.
+    /// Addresses of nodes and of their gateways are never assigned, and neither are the ends of a network of nodes.
+    /// Services keep their addresses when a range is removed or the pool is deleted.
     #[schemars(length(min = 1, max = MAX_RANGES))]
     pub addresses: Vec<AddressRange>,
 
@@ -229,7 +229,8 @@ pub struct IPAddressPoolStatus {
     /// this pool. `Conflict` exists only while addresses of this pool are quarantined because hosts outside the cluster
     /// use them. `OffSubnet` exists only while no network of a node contains some of its addresses: clients need a
     /// route to these. `OverlapsCluster` exists only while nodes, pods or Services of the cluster use some of its
-    /// addresses.
+    /// addresses. `ExcessNodeAddresses` exists only while agents report more addresses of pools as their own than a
+    /// node can withhold, and this pool assigns some of these.
     #[serde(default)]
     #[schemars(schema_with = "conditions")]
     pub conditions: Vec<Condition>,

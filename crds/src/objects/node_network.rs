@@ -13,7 +13,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Maximum number of addresses of a link. Bounds the addresses that one node can withhold from pools.
+/// Maximum number of addresses of a link. Bounds the size of the object.
 pub const MAX_ADDRESSES: usize = 64;
 
 /// Links, addresses and gateways of a node, as found by the agent on the node.

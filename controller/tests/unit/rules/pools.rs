@@ -104,6 +104,79 @@ fn excluded_addresses_are_refused_and_network_ends_are_not() {
 }
 
 #[test]
+fn end_of_a_network_is_assigned_to_no_service() {
+    let lan = pool("lan", 1, &["192.0.2.254-192.0.2.255", "2001:db8::/126"]);
+    let six = |service: Service| Service { families: [Family::V6].into(), ..service };
+    let by_name = |name: &str, address: &str| Service { request: request_for(address), ..service(name, 2) };
+    let held = by_name("held", "192.0.2.255");
+    let mut world = World::new([lan], [held]);
+    world.settle();
+    assert_eq!(world.view("held"), ServiceView::has("192.0.2.255", "lan"));
+    let networks = ["192.0.2.0/24", "2001:db8::/64"].map(|text| text.parse().expect("a network")).to_vec();
+    let network = NodeAddresses { networks, ..NodeAddresses::default() };
+    world.snapshot.networks.insert("n1".into(), Arc::new(network));
+    let services =
+        [service("any", 3), six(by_name("anycast", "2001:db8::")), six(service("six", 3)), service("late", 4)];
+    for service in services {
+        world.snapshot.services.insert(service.key.clone(), Arc::new(service));
+    }
+    world.settle();
+    assert_eq!(["any", "six"].map(|name| ingress(&world, name)), [["192.0.2.254"], ["2001:db8::1"]]);
+    assert_eq!(reason(&world, "late"), "False PoolsExhausted");
+    let refused = "False AddressUnusable: 2001:db8:: is the subnet-router anycast address of 2001:db8::/64, a network \
+                   of the nodes, so no Service can have it: request another address";
+    assert_eq!(condition(&world, "anycast"), refused);
+    // The Service that had the address before keeps it.
+    let kept = "True AddressUnusable: 192.0.2.255 is the broadcast address of 192.0.2.0/24, a network of the nodes, \
+                and the Service keeps it: to get another one, request it in landfall.dev/load-balancer-ips or \
+                landfall.dev/address-pool";
+    assert_eq!((ingress(&world, "held"), condition(&world, "held")), (vec!["192.0.2.255".into()], kept.into()));
+    let status = world.snapshot.pools["lan"].status.clone().expect("a status");
+    assert_eq!(
+        (status.assigned_ipv4, status.available_ipv4, status.assigned_ipv6, status.available_ipv6),
+        (2, 0, 1, 2)
+    );
+    let ready = status.conditions.iter().find(|condition| condition.type_ == "Ready").expect("Ready");
+    let message = "Services can get addresses of this pool, except the ends of the nodes' networks: 192.0.2.255 of \
+                   network 192.0.2.0/24, 2001:db8:: of network 2001:db8::/64";
+    assert_eq!(&*ready.message, message);
+    world.delete("held");
+    world.settle();
+    assert_eq!(reason(&world, "late"), "False PoolsExhausted", "a released end is not assigned again");
+}
+
+#[test]
+fn one_node_withholds_few_addresses_by_its_own_report() {
+    let lan = pool("lan", 1, &["192.0.2.1-192.0.2.40"]);
+    let mut world = World::new([lan], [service("web", 1)]);
+    world.snapshot.nodes.insert("n1".into(), node("n1", "192.0.2.40"));
+    let addresses = (1..=40).map(|last| IpAddr::from([192, 0, 2, last])).collect();
+    let network = NodeAddresses { addresses, ..NodeAddresses::default() };
+    world.snapshot.networks.insert("n1".into(), Arc::new(network));
+    world.settle();
+    assert_eq!(world.view("web"), ServiceView::has("192.0.2.17", "lan"));
+    let status = world.snapshot.pools["lan"].status.clone().expect("a status");
+    assert_eq!((status.assigned_ipv4, status.available_ipv4), (1, 22));
+    let line = |type_: &str| status.conditions.iter().find(|condition| condition.type_ == type_).expect("one");
+    let excess = "a node can withhold at most 16 addresses from pools, so these addresses are assigned although agents \
+                  report them: 192.0.2.17 of node n1, 192.0.2.18 of node n1, 192.0.2.19 of node n1, 192.0.2.20 of node \
+                  n1, 192.0.2.21 of node n1 and 18 more; check the links of these nodes, or exclude the addresses \
+                  (spec.exclude)";
+    assert_eq!(&*line("ExcessNodeAddresses").message, excess);
+    let withheld = "Services can get addresses of this pool, except those of nodes or gateways: 192.0.2.1 of node n1, \
+                    192.0.2.2 of node n1, 192.0.2.3 of node n1, 192.0.2.4 of node n1, 192.0.2.5 of node n1 and 12 more";
+    assert_eq!((&*line("Ready").status, &*line("Ready").message), ("True", withheld));
+    assert_eq!(&*line("OverlapsCluster").reason, "OverlapsCluster");
+    let warned = world.events.iter().filter(|event| event.is_warning).map(|event| event.reason).collect::<Vec<_>>();
+    assert_eq!(warned, ["OverlapsCluster", "ExcessNodeAddresses"]);
+    world.snapshot.networks.clear();
+    world.settle();
+    let types = world.snapshot.pools["lan"].status.iter().flat_map(|status| &status.conditions);
+    let types = types.map(|condition| condition.type_.to_string()).collect::<Vec<_>>();
+    assert_eq!(types, ["Ready", "Overlap", "Exhausted", "OverlapsCluster"]);
+}
+
+#[test]
 fn pool_in_a_range_of_the_cluster_is_reported() {
     let lan = pool("lan", 1, &["10.96.0.0-10.96.0.9", "10.244.1.7"]);
     let mut world = World::new([lan], [Service { cluster_ips: [ip("10.96.0.1")].into(), ..service("api", 1) }]);

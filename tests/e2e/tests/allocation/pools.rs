@@ -238,6 +238,21 @@ async fn addresses_of_nodes_and_gateways_are_not_allocated(scene: &Scene<'_>) ->
         let message = scene.expect_refusal(name, "AddressInUse").await?;
         ensure!(message.contains("ghost"), "{message}");
     }
+    let message = scene.expect_pool_condition("lan", "OverlapsCluster", "True", "OverlapsCluster").await?;
+    ensure!(message.contains(&format!("{} (address of node ghost)", scene.ip(10))), "{message}");
+    // The broadcast address of the node's network is assigned to no Service.
+    scene.create_pool("end", json!({"addresses": [scene.range(254, 255)], "autoAssign": false})).await?;
+    scene.expect_pool_counts("end", [0, 1, 0, 0]).await?;
+    scene.create_annotated("broadcast", &[(ADDRESSES_ANNOTATION, &scene.ip(255).to_string())]).await?;
+    let message = scene.expect_refusal("broadcast", "AddressUnusable").await?;
+    ensure!(message.contains("is the broadcast address of"), "{message}");
+    // ClusterIPs of the lab (10.96.0.0/16), and a network that no node has.
+    let spec = json!({"addresses": ["10.96.200.1", "2001:db8:ffff::/64"], "autoAssign": false});
+    scene.create_pool("cluster", spec).await?;
+    let message = scene.expect_pool_condition("cluster", "OverlapsCluster", "True", "OverlapsCluster").await?;
+    ensure!(message.contains("10.96.200.1-10.96.200.1 (ClusterIPs of ServiceCIDR kubernetes)"), "{message}");
+    let message = scene.expect_pool_condition("cluster", "OffSubnet", "True", "OffSubnet").await?;
+    ensure!(message.contains("2001:db8:ffff::-"), "{message}");
     // A new node with the address of a Service does not take it away, but there is an event.
     let link = json!({"spec": {"links": [{"name": "eth0", "addresses": [format!("{}/24", scene.ip(12))]}]}});
     networks.patch("ghost", &PatchParams::default(), &Patch::Merge(link)).await?;
