@@ -7,7 +7,7 @@ SEEDS ?= 200000
 FUZZ_SECONDS ?= 600
 LAB := target/debug/lab
 
-.PHONY: help setup doctor build demo test kernels soak bench bench-controller bench-failover bench-dataplane bench-all bench-compare lab-up lab-down crds
+.PHONY: help setup doctor build demo test kernels soak bench bench-controller bench-failover bench-dataplane bench-all bench-compare lab-up lab-down crds reference
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ lab-up: setup ## Start a cluster for experiments: NAME=demo ARGS='--nodes 3 --ku
 
 lab-down: ## Remove a cluster: NAME=demo
 	@$(LAB) down $(NAME)
+
+reference: ## Generate docs/reference/api.md from the code
+	@LANDFALL_WRITE_GOLDENS=1 cargo test --quiet --locked -p landfall reference && git --no-pager diff --stat docs/reference
 
 crds: ## Generate deploy/crds.yaml from the types in crds/
 	@LANDFALL_WRITE_GOLDENS=1 cargo test --quiet --locked -p crds manifest && git --no-pager diff --stat deploy/crds.yaml

@@ -81,6 +81,29 @@ impl Metrics {
         Ok(text)
     }
 
+    /// All metrics of an agent that has observed nothing, each with its help: for the reference.
+    ///
+    /// # Errors
+    /// When a value cannot be encoded.
+    pub fn empty_exposition() -> Result<String, fmt::Error> {
+        let config = Config {
+            node: String::new(),
+            forwards: true,
+            spread: true,
+            backend: crds::Backend::Endpoints,
+            return_mark: None,
+            count_traffic: true,
+            service_metrics: 0,
+            keys_namespace: String::new(),
+        };
+        let mut metrics = Self::new(&Channels::default(), &config);
+        let mut registry = Registry::with_prefix("landfall");
+        registry.register_collector(Box::new(traffic::NoTraffic));
+        let own = metrics.text()?;
+        metrics.registry = Arc::new(registry);
+        Ok(own + &metrics.text()?)
+    }
+
     /// Why this agent is not ready; `None` if it is.
     pub fn unready(&self) -> Option<&'static str> {
         let Sources { speaker_snapshot_rx, keys_in_use_rx, kernel_counters_rx, .. } = &self.sources;

@@ -66,4 +66,6 @@ pub use pools::free::Free;
 pub use pools::occupied::Occupied;
 pub use run::{Config, Error, LeaseConfig, run};
 pub use state::index::{ClusterIndex, Obstacle};
-pub use status::reason::{AllocatedReason, AnnouncedReason, ForwardingReason, RefusalReason};
+pub use status::reason::{
+    AllocatedReason, AnnouncedReason, EventReason, ForwardingReason, PoolCondition, PoolReason, RefusalReason,
+};

@@ -217,6 +217,21 @@ impl Metrics {
         Ok(text)
     }
 
+    /// The metrics of a controller that has observed nothing, each with a series: for the reference.
+    ///
+    /// # Errors
+    /// If formatting fails, which does not happen.
+    pub fn empty_exposition() -> Result<String, fmt::Error> {
+        let Collectors { registry, writes, capacity, used, free, .. } = &Collectors::default();
+        drop(writes.get_or_create(&WriteLabels { kind: Write::PatchPool.label(), result: Outcome::Ok.label() }));
+        for pools in [capacity, used, free] {
+            drop(pools.get_or_create(&PoolLabels { pool: String::new(), family: "ipv4" }));
+        }
+        let mut text = String::new();
+        encode(&mut text, registry)?;
+        Ok(text)
+    }
+
     /// The HTTP content type of [`Metrics::text`].
     pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 

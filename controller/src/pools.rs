@@ -21,4 +21,4 @@ mod pool;
 mod selector;
 pub(crate) mod truncated;
 
-pub use pool::{OccupiedAddress, OffSubnet, Overlap, Pool, Pools, Withheld};
+pub use pool::{OccupiedAddress, Overlap, Pool, Pools, Withheld};

@@ -52,6 +52,7 @@ use crate::plan::effect::{Event, Subject};
 use crate::plan::queue::{DeferredBudget, Queue};
 use crate::state::index::{ClusterIndex, Obstacle};
 use crate::state::stores::Stores;
+use crate::status::reason::EventReason;
 
 /// Maximum number of series in flight: enough to keep an API server busy, and below its limit for the writes of one
 /// client.
@@ -420,7 +421,12 @@ impl Worker {
         let service = self.applier.stores.services.get(key)?;
         let message = "another client keeps changing the status of this Service: look for another load balancer \
                        provider that serves it, or a tool that restores its status";
-        self.applier.emit_event(&Event::for_service(&service, true, "StatusContested", message.to_owned()));
+        self.applier.emit_event(&Event::for_service(
+            &service,
+            true,
+            EventReason::StatusContested.as_str(),
+            message.to_owned(),
+        ));
         Some(())
     }
 

@@ -10,6 +10,8 @@ mod client;
 mod controller_command;
 mod http;
 mod logging;
+#[cfg(test)]
+mod reference;
 mod shutdown;
 
 use clap::{Parser, Subcommand};

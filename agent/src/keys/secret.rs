@@ -19,7 +19,7 @@ pub(crate) const ROTATE: &str = "landfall.dev/rotate";
 /// Annotation with the names of the entries that a rotation removes at its end, separated by spaces.
 pub(crate) const RETIRE: &str = "landfall.dev/retire";
 
-/// Annotation with the time at which the entries in [`RETIRE`] are removed (RFC 3339).
+/// Annotation with the time at which the entries in `landfall.dev/retire` are removed (RFC 3339).
 pub(crate) const RETIRE_AFTER: &str = "landfall.dev/retire-after";
 
 /// The fields of the Secret that Landfall uses.

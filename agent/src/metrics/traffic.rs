@@ -3,7 +3,8 @@
 use std::fmt;
 
 use dataplane::metrics::{Durations, ServiceTraffic, TrafficReport};
-use prometheus_client::encoding::{EncodeMetric, NoLabelSet};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::registry::Unit;
@@ -87,12 +88,21 @@ pub(super) fn encode_programming(counters: &dataplane::Counters, to: &mut Exposi
     metric.encode_histogram::<NoLabelSet>(sum, counts.iter().sum(), &buckets, None)
 }
 
+/// The metrics of Services without any traffic.
+#[derive(Debug)]
+pub(super) struct NoTraffic;
+
+impl Collector for NoTraffic {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let traffic = TrafficReport { packets_counted: true, ..TrafficReport::default() };
+        encode_services(&traffic, &mut Exposition(encoder))
+    }
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
     use crds::Key;
-    use prometheus_client::collector::Collector;
-    use prometheus_client::encoding::DescriptorEncoder;
     use prometheus_client::encoding::text::encode;
     use prometheus_client::registry::Registry;
 

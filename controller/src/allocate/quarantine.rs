@@ -21,6 +21,7 @@ use crate::allocate::sharing::holder;
 use crate::plan::effect::{Effect, Event, RecordPatch};
 use crate::state::index::ClusterIndex;
 use crate::state::record::{QUARANTINE, is_exclusive};
+use crate::status::reason::EventReason;
 
 /// Maximum number of addresses that a Service may leave within [`QUARANTINE`].
 const MAX_MOVES: usize = 3;
@@ -98,7 +99,7 @@ impl ClusterIndex {
             service: holder(service),
         };
         let patch = RecordPatch { quarantine: Some(quarantine), ..RecordPatch::new(record) };
-        let event = Event::for_service(service, true, "AddressConflict", message);
+        let event = Event::for_service(service, true, EventReason::AddressConflict.as_str(), message);
         Some([Effect::PatchRecord(patch), Effect::Event(event)])
     }
 }

@@ -16,7 +16,7 @@ use crate::pools::occupied::NetworkEnd;
 use crate::pools::{Pools, Withheld};
 use crate::state::index::ClusterIndex;
 use crate::status::change::displays_as;
-use crate::status::reason::AllocatedReason;
+use crate::status::reason::{AllocatedReason, EventReason};
 
 /// The condition that a Service should have.
 pub(crate) fn allocated_condition(allocation: &Allocation, cluster: &ClusterIndex) -> DesiredCondition {
@@ -81,11 +81,11 @@ fn address_state(lb_ip: IpAddr, service: &Service, cluster: &ClusterIndex) -> (A
 /// The event when the condition changes.
 pub(crate) fn allocated_event(service: &Service, desired: &DesiredCondition) -> Event {
     let reason = match (desired.status, desired.reason) {
-        (ConditionStatus::True, "Allocated") => "IPAllocated",
+        (ConditionStatus::True, "Allocated") => EventReason::IPAllocated.as_str(),
         (ConditionStatus::True, other) => other,
-        _ => "AllocationFailed",
+        _ => EventReason::AllocationFailed.as_str(),
     };
-    Event::for_service(service, reason != "IPAllocated", reason, desired.message.clone())
+    Event::for_service(service, reason != EventReason::IPAllocated.as_str(), reason, desired.message.clone())
 }
 
 /// The event when the ingress differs from the addresses that the condition reports: another client wrote it, and may
@@ -94,7 +94,7 @@ pub(crate) fn repaired_event(service: &Service, lb_ips: impl IntoIterator<Item =
     let lb_ips = join_addresses(lb_ips);
     let shown = if lb_ips.is_empty() { "no address of a pool".to_owned() } else { lb_ips };
     let message = format!("another client wrote status.loadBalancer; Landfall restored it, so that it shows {shown}");
-    Event::for_service(service, true, "StatusRepaired", message)
+    Event::for_service(service, true, EventReason::StatusRepaired.as_str(), message)
 }
 
 /// Whether Landfall has assigned addresses to this Service. The Service may have lost them since. The condition proves

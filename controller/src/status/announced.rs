@@ -23,7 +23,7 @@ use model::eligibility::Diagnosis;
 use crate::allocate::allocation::Allocation;
 use crate::state::index::ClusterIndex;
 use crate::state::record::holder_keys;
-use crate::status::reason::AnnouncedReason;
+use crate::status::reason::{AnnouncedReason, EventReason};
 
 impl ClusterIndex {
     /// Updates whether a Service has an address that no node announces.
@@ -145,9 +145,11 @@ fn blocking_conflict_message(lb_ip: IpAddr, conflict: &AddressConflict) -> Strin
 /// event.
 pub(super) fn announced_event(before: Option<&Condition>, desired: &DesiredCondition) -> Option<&'static str> {
     match (desired.status, desired.reason) {
-        (_, "Conflict") => Some("AddressConflict"),
-        (ConditionStatus::True, _) => before.filter(|before| before.status == "False").map(|_| "Announced"),
-        _ => Some("NotAnnounced"),
+        (_, "Conflict") => Some(EventReason::AddressConflict.as_str()),
+        (ConditionStatus::True, _) => {
+            before.filter(|before| before.status == "False").map(|_| EventReason::Announced.as_str())
+        }
+        _ => Some(EventReason::NotAnnounced.as_str()),
     }
 }
 

@@ -15,6 +15,7 @@ use crate::state::index::ClusterIndex;
 use crate::state::record::holds;
 use crate::status::announced::announced_event;
 use crate::status::forwarding::forwarding_event;
+use crate::status::reason::EventReason;
 
 impl ClusterIndex {
     /// The write of both conditions and its events, if they have changed.
@@ -53,7 +54,7 @@ impl ClusterIndex {
             let reason =
                 if desired.type_ == ANNOUNCED { announced_event(before, &desired) } else { forwarding_event(&desired) };
             if let Some(reason) = reason.filter(|_| is_news) {
-                let is_warning = reason != "Announced";
+                let is_warning = reason != EventReason::Announced.as_str();
                 events.push(Event::for_service(&allocation.service, is_warning, reason, desired.message.clone()));
             }
             changed = Some(desired.set_in(current, now));

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use crate::allocate::allocation::Allocation;
 use crate::state::index::ClusterIndex;
 use crate::status::change::is_current;
-use crate::status::reason::ForwardingReason;
+use crate::status::reason::{EventReason, ForwardingReason};
 
 /// Problems that a user has to correct. They are events too.
 const MISTAKES: [ProblemReason; 5] = [
@@ -161,7 +161,7 @@ fn problems<'a>(record: &'a Record, service: &'a Service) -> impl Iterator<Item 
 /// The reason of the event when the condition changes: only mistakes are events. Every Service lacks endpoints now and
 /// then, so only the condition reports that.
 pub(super) fn forwarding_event(desired: &DesiredCondition) -> Option<&'static str> {
-    MISTAKES.map(ProblemReason::as_str).contains(&desired.reason).then_some("NotForwarded")
+    MISTAKES.map(ProblemReason::as_str).contains(&desired.reason).then_some(EventReason::NotForwarded.as_str())
 }
 
 #[cfg(test)]

@@ -15,27 +15,9 @@ use crate::pools::free::AddressCounts;
 use crate::pools::intervals::{ByFamily, FAMILIES};
 use crate::pools::occupied::MAX_WITHHELD;
 use crate::pools::truncated::Truncated;
-use crate::pools::{OccupiedAddress, OffSubnet, Overlap, Pool};
+use crate::pools::{OccupiedAddress, Overlap, Pool};
 use crate::status::change::content;
-
-/// The condition about addresses in quarantine. It exists only while there are such addresses.
-const CONFLICT: &str = "Conflict";
-
-/// The condition of a draining pool: whether no Service holds its addresses.
-const DRAINED: &str = "Drained";
-
-/// The condition about addresses that clients reach only through a route. It exists only while there are such
-/// addresses.
-const OFF_SUBNET: &str = "OffSubnet";
-
-/// The condition about addresses that the cluster itself uses. It exists only while there are such addresses.
-const OVERLAPS_CLUSTER: &str = "OverlapsCluster";
-
-/// The condition about agents that report too many addresses. It exists only while the pool assigns some of these.
-const EXCESS: &str = "ExcessNodeAddresses";
-
-/// The conditions that exist only while there is something to report.
-const TEMPORARY: [&str; 5] = [CONFLICT, DRAINED, OFF_SUBNET, OVERLAPS_CLUSTER, EXCESS];
+use crate::status::reason::{EventReason, PoolCondition, PoolReason};
 
 /// Maximum number of Services in `status.heldBy`: enough to go through by hand, and a bound on the size of the object.
 const MAX_HELD_BY: usize = 100;
@@ -76,8 +58,9 @@ pub(crate) fn pool_status(
         }
     }
     conditions.retain(|condition| {
-        let type_ = condition.type_.as_str();
-        !TEMPORARY.contains(&type_) || desired.iter().any(|desired| desired.type_ == type_)
+        let of_pool = PoolCondition::ALL.iter().find(|type_| condition.type_ == type_.as_str());
+        let is_desired = || desired.iter().any(|desired| desired.type_ == condition.type_.as_str());
+        !of_pool.is_some_and(|type_| type_.is_temporary()) || is_desired()
     });
     let clamp = |number: u128| i64::try_from(number).unwrap_or(i64::MAX);
     let held_by = holders.iter().flat_map(|holders| &holders.services).take(MAX_HELD_BY);
@@ -98,22 +81,25 @@ pub(crate) fn warnings<'a>(
 ) -> impl Iterator<Item = (&'static str, &'a Condition)> {
     let is_news = move |condition: &&Condition| before.iter().all(|old| content(old) != content(condition));
     now.iter().filter(is_news).filter_map(|condition| {
-        match (condition.type_.as_str(), condition.status.as_str(), condition.reason.as_str()) {
+        let type_ = PoolCondition::ALL.iter().find(|type_| condition.type_ == type_.as_str())?;
+        let is_true = condition.status == ConditionStatus::True.as_str();
+        let reason = match type_ {
             // The administrator requested the drain, so it is no problem.
-            ("Ready", "False", "Draining") => None,
-            ("Ready", "False", _) => Some(("NotReady", condition)),
-            ("Overlap", "True", _) => Some(("Overlap", condition)),
-            ("Exhausted", "True", _) => Some(("Exhausted", condition)),
-            (EXCESS, "True", _) => Some((EXCESS, condition)),
-            (OVERLAPS_CLUSTER, "True", _) => Some((OVERLAPS_CLUSTER, condition)),
-            (CONFLICT, "True", _) => Some(("AddressConflict", condition)),
-            _ => None,
-        }
+            PoolCondition::Ready if condition.reason == PoolReason::Draining.as_str() => return None,
+            PoolCondition::Ready if condition.status == ConditionStatus::False.as_str() => EventReason::NotReady,
+            PoolCondition::Overlap if is_true => EventReason::Overlap,
+            PoolCondition::Exhausted if is_true => EventReason::Exhausted,
+            PoolCondition::ExcessNodeAddresses if is_true => EventReason::ExcessNodeAddresses,
+            PoolCondition::OverlapsCluster if is_true => EventReason::OverlapsCluster,
+            PoolCondition::Conflict if is_true => EventReason::AddressConflict,
+            _ => return None,
+        };
+        Some((reason.as_str(), condition))
     })
 }
 
-/// The conditions of a pool: always `Ready`, `Overlap` and `Exhausted`; `Drained` while it drains; the others of
-/// [`TEMPORARY`] while they are true.
+/// The conditions of a pool: always `Ready`, `Overlap` and `Exhausted`; `Drained` while it drains; the other temporary
+/// ones while they are true.
 fn desired_conditions(
     pool: &Pool,
     counts: &ByFamily<AddressCounts>,
@@ -121,48 +107,66 @@ fn desired_conditions(
     conflicts: &Truncated<String>,
 ) -> Vec<DesiredCondition> {
     let mut findings = vec![
-        ("Ready", check_ready(pool, counts)),
-        ("Overlap", check_overlap(pool)),
-        ("Exhausted", check_exhausted(counts)),
+        (PoolCondition::Ready, check_ready(pool, counts)),
+        (PoolCondition::Overlap, check_overlap(pool)),
+        (PoolCondition::Exhausted, check_exhausted(counts)),
     ];
-    findings.extend(holders.map(|holders| (DRAINED, check_drained(holders))));
+    findings.extend(holders.map(|holders| (PoolCondition::Drained, check_drained(holders))));
     if !conflicts.is_empty() {
         let message = format!(
             "these addresses are not assigned for some minutes, because other hosts on the LAN use them: {conflicts}; \
              find these hosts, or exclude the addresses (spec.exclude)"
         );
-        findings.push((CONFLICT, (ConditionStatus::True, "AddressConflict", message)));
+        findings.push((PoolCondition::Conflict, (ConditionStatus::True, PoolReason::AddressConflict, message)));
     }
-    findings.extend(pool.off_subnet.as_ref().map(|off| (OFF_SUBNET, report_off_subnet(off))));
-    if !pool.cluster_use.is_empty() {
-        let message = format!(
-            "the cluster itself uses these addresses: {}; remove them from spec.addresses, or exclude them \
-             (spec.exclude)",
-            pool.cluster_use
-        );
-        findings.push((OVERLAPS_CLUSTER, (ConditionStatus::True, "OverlapsCluster", message)));
-    }
-    if !pool.excess.is_empty() {
-        let message = format!(
-            "a node can withhold at most {MAX_WITHHELD} addresses from pools, so these addresses are assigned although \
-             agents report them: {}; check the links of these nodes, or exclude the addresses (spec.exclude)",
-            pool.excess
-        );
-        findings.push((EXCESS, (ConditionStatus::True, "ExcessNodeAddresses", message)));
-    }
+    findings.extend(network_findings(pool));
     let observed_generation = pool.object.metadata.generation;
-    let desired = |(type_, (status, reason, message)): (_, Finding)| DesiredCondition {
-        type_,
+    let desired = |(type_, (status, reason, message)): (PoolCondition, Finding)| DesiredCondition {
+        type_: type_.as_str(),
         status,
-        reason,
+        reason: reason.as_str(),
         message: clamp_message(message),
         observed_generation,
     };
     findings.into_iter().map(desired).collect()
 }
 
+/// What the networks of the cluster mean for the addresses of a pool. These conditions exist only while they are true.
+fn network_findings(pool: &Pool) -> impl Iterator<Item = (PoolCondition, Finding)> {
+    let off_subnet = pool.off_subnet.as_ref().map(|off| {
+        let networks = if off.networks.is_empty() {
+            "the nodes have no network of this family".to_owned()
+        } else {
+            format!("the nodes have {}", off.networks)
+        };
+        let message = format!(
+            "no node has a network that contains {}: clients need a route to these addresses; {networks}",
+            off.ranges
+        );
+        // Not an error: with a route, clients reach these addresses.
+        (PoolCondition::OffSubnet, (ConditionStatus::True, PoolReason::OffSubnet, message))
+    });
+    let overlap = (!pool.cluster_use.is_empty()).then(|| {
+        let message = format!(
+            "the cluster itself uses these addresses: {}; remove them from spec.addresses, or exclude them \
+             (spec.exclude)",
+            pool.cluster_use
+        );
+        (PoolCondition::OverlapsCluster, (ConditionStatus::True, PoolReason::OverlapsCluster, message))
+    });
+    let excess = (!pool.excess.is_empty()).then(|| {
+        let message = format!(
+            "a node can withhold at most {MAX_WITHHELD} addresses from pools, so these addresses are assigned although \
+             agents report them: {}; check the links of these nodes, or exclude the addresses (spec.exclude)",
+            pool.excess
+        );
+        (PoolCondition::ExcessNodeAddresses, (ConditionStatus::True, PoolReason::ExcessNodeAddresses, message))
+    });
+    [off_subnet, overlap, excess].into_iter().flatten()
+}
+
 /// Status, reason and message of a condition.
-type Finding = (ConditionStatus, &'static str, String);
+type Finding = (ConditionStatus, PoolReason, String);
 
 /// The message lists all problems. The reason belongs to the first problem.
 fn check_ready(pool: &Pool, counts: &ByFamily<AddressCounts>) -> Finding {
@@ -175,38 +179,40 @@ fn check_ready(pool: &Pool, counts: &ByFamily<AddressCounts>) -> Finding {
         if !pool.unusable.is_empty() {
             message += &format!(", except the ends of the nodes' networks: {}", pool.unusable);
         }
-        return (ConditionStatus::True, "Ready", message);
+        return (ConditionStatus::True, PoolReason::Ready, message);
     };
     let assigns_some = !pool.object.spec.drain && has_automatic(counts);
     let mut message = problems.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>().join("; ");
-    match *reason {
-        "InvalidRange" if assigns_some => message += "; Services can get its other addresses",
-        "InvalidSelector" if assigns_some => message += "; Services that match the other selectors can get addresses",
+    match reason {
+        PoolReason::InvalidRange if assigns_some => message += "; Services can get its other addresses",
+        PoolReason::InvalidSelector if assigns_some => {
+            message += "; Services that match the other selectors can get addresses"
+        }
         _ => {}
     }
-    (ConditionStatus::False, reason, message)
+    (ConditionStatus::False, *reason, message)
 }
 
 /// The problems that keep a pool from being ready, each with a reason and a sentence.
-fn problems(pool: &Pool, counts: &ByFamily<AddressCounts>) -> Vec<(&'static str, String)> {
-    let mut problems: Vec<(&'static str, String)> = Vec::new();
+fn problems(pool: &Pool, counts: &ByFamily<AddressCounts>) -> Vec<(PoolReason, String)> {
+    let mut problems: Vec<(PoolReason, String)> = Vec::new();
     if !pool.invalid.is_empty() {
-        problems.push(("InvalidRange", pool.invalid.to_string()));
+        problems.push((PoolReason::InvalidRange, pool.invalid.to_string()));
     }
     if !pool.invalid_exclude.is_empty() {
         let text = format!(
             "spec.exclude: {}; until this is corrected, the pool assigns only addresses that are requested by name",
             pool.invalid_exclude
         );
-        problems.push(("InvalidRange", text));
+        problems.push((PoolReason::InvalidRange, text));
     }
     if !pool.invalid_selectors.is_empty() {
-        problems.push(("InvalidSelector", pool.invalid_selectors.to_string()));
+        problems.push((PoolReason::InvalidSelector, pool.invalid_selectors.to_string()));
     }
     if pool.ranges.is_empty() && !pool.overlaps.is_empty() {
-        problems.push(("Overlap", format!("all its addresses belong to older pools: {}", pool.overlaps)));
+        problems.push((PoolReason::Overlap, format!("all its addresses belong to older pools: {}", pool.overlaps)));
     } else if FAMILIES.iter().all(|family| counts[*family].size == 0) {
-        problems.push(("NoAddresses", "it has no addresses: add some to spec.addresses".to_owned()));
+        problems.push((PoolReason::NoAddresses, "it has no addresses: add some to spec.addresses".to_owned()));
     } else if pool.invalid_exclude.is_empty() && !has_automatic(counts) {
         let mut text = "none of its addresses can be assigned without a request by name".to_owned();
         if !pool.occupied.is_empty() {
@@ -215,10 +221,10 @@ fn problems(pool: &Pool, counts: &ByFamily<AddressCounts>) -> Vec<(&'static str,
         if !pool.unusable.is_empty() {
             text += &format!("; these are ends of the nodes' networks: {}", pool.unusable);
         }
-        problems.push(("NoAddresses", text));
+        problems.push((PoolReason::NoAddresses, text));
     }
     if pool.object.spec.drain {
-        problems.push(("Draining", "spec.drain is set, so its addresses are no longer assigned".to_owned()));
+        problems.push((PoolReason::Draining, "spec.drain is set, so its addresses are no longer assigned".to_owned()));
     }
     problems
 }
@@ -230,11 +236,11 @@ fn has_automatic(counts: &ByFamily<AddressCounts>) -> bool {
 
 fn check_overlap(pool: &Pool) -> Finding {
     if pool.overlaps.is_empty() {
-        return (ConditionStatus::False, "NoOverlap", "no older pool has any of its addresses".to_owned());
+        return (ConditionStatus::False, PoolReason::NoOverlap, "no older pool has any of its addresses".to_owned());
     }
     let message =
         format!("these addresses belong to an older pool: {}; this pool assigns only its others", pool.overlaps);
-    (ConditionStatus::True, "Overlap", message)
+    (ConditionStatus::True, PoolReason::Overlap, message)
 }
 
 /// A pool is exhausted only in families that it assigns automatically.
@@ -242,30 +248,16 @@ fn check_exhausted(counts: &ByFamily<AddressCounts>) -> Finding {
     let served: Vec<Family> = FAMILIES.into_iter().filter(|family| counts[*family].automatic > 0).collect();
     let exhausted: Vec<_> = served.iter().filter(|family| counts[**family].available() == 0).collect();
     match (served.as_slice(), exhausted.as_slice()) {
-        ([], _) => (ConditionStatus::False, "NoAddresses", "it has no addresses to assign".to_owned()),
-        (_, []) => (ConditionStatus::False, "NotExhausted", "it has free addresses".to_owned()),
+        ([], _) => (ConditionStatus::False, PoolReason::NoAddresses, "it has no addresses to assign".to_owned()),
+        (_, []) => (ConditionStatus::False, PoolReason::NotExhausted, "it has free addresses".to_owned()),
         (served, exhausted) => {
             let families = exhausted.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and no ");
             let rest = if exhausted.len() < served.len() { "; the other family has free addresses" } else { "" };
             let message =
                 format!("no {families} address is free{rest}: add addresses, or create another IPAddressPool");
-            (ConditionStatus::True, "Exhausted", message)
+            (ConditionStatus::True, PoolReason::Exhausted, message)
         }
     }
-}
-
-/// Not an error: with a route, clients reach these addresses.
-fn report_off_subnet(off: &OffSubnet) -> Finding {
-    let networks = if off.networks.is_empty() {
-        "the nodes have no network of this family".to_owned()
-    } else {
-        format!("the nodes have {}", off.networks)
-    };
-    let message = format!(
-        "no node has a network that contains {}: clients need a route to these addresses; {networks}",
-        off.ranges
-    );
-    (ConditionStatus::True, "OffSubnet", message)
 }
 
 fn check_drained(holders: &PoolHolders) -> Finding {
@@ -273,7 +265,7 @@ fn check_drained(holders: &PoolHolders) -> Finding {
     if services + unreadable == 0 {
         return (
             ConditionStatus::True,
-            "Drained",
+            PoolReason::Drained,
             "no Service has an address of this pool: the pool can be deleted".to_owned(),
         );
     }
@@ -287,7 +279,7 @@ fn check_drained(holders: &PoolHolders) -> Finding {
         held.push(format!("{} of this pool can't be read", plural(unreadable, "LoadBalancerIP")));
     }
     let message = format!("{}; move the Services: request another pool in landfall.dev/address-pool", held.join("; "));
-    (ConditionStatus::False, "Held", message)
+    (ConditionStatus::False, PoolReason::Held, message)
 }
 
 /// `1 Service`, `2 Services`.
