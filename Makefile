@@ -77,5 +77,5 @@ lab-down: ## Remove a cluster: NAME=demo
 reference: ## Generate docs/reference/api.md from the code
 	@LANDFALL_WRITE_GOLDENS=1 cargo test --quiet --locked -p landfall reference && git --no-pager diff --stat docs/reference
 
-crds: ## Generate deploy/crds.yaml from the types in crds/
-	@LANDFALL_WRITE_GOLDENS=1 cargo test --quiet --locked -p crds manifest && git --no-pager diff --stat deploy/crds.yaml
+crds: ## Generate the definitions in deploy/landfall.yaml from the types in crds/
+	@LANDFALL_WRITE_GOLDENS=1 cargo test --quiet --locked -p crds manifest && git --no-pager diff --stat deploy/landfall.yaml

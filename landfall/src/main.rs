@@ -38,7 +38,8 @@ struct Cli {
 /// The end of the help text, below the options.
 const FIRST_STEPS: &str = "\
 First steps:
-  kubectl apply -f deploy/           Install Landfall
+  kubectl apply -f deploy/landfall.yaml
+                                     Install Landfall
   kubectl apply -f my-pool.yaml      Create an IPAddressPool: unused addresses of your nodes' network
                                      (example: deploy/examples/pool.yaml)
   landfall status                    Show Services, their addresses, and the reason of each pending one

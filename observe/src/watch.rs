@@ -293,7 +293,7 @@ struct Health {
 impl Health {
     fn new<R: Resource<DynamicType = ()>>() -> Self {
         let unknown_kind = if R::group(&()) == crds::GROUP {
-            "the API server does not know this kind: kubectl apply -f deploy/crds.yaml"
+            "the API server does not know this kind: kubectl apply -f deploy/landfall.yaml"
         } else {
             "the API server is too old for this kind: Landfall works without it"
         };

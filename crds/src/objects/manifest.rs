@@ -1,15 +1,15 @@
-//! Generates the CustomResourceDefinitions in `deploy/crds.yaml` from the types. So the code, the installed schema and
-//! `kubectl explain` always agree.
+//! Generates the CustomResourceDefinitions in `deploy/landfall.yaml` from the types. So the code, the installed schema
+//! and `kubectl explain` always agree.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 
 use crate::{IPAddressPool, L2Advertisement, LoadBalancerIP, NodeNetwork};
 
-/// First line of the generated file.
+/// First line of the generated text.
 const HEADER: &str = "# Generated from the types in crds/: change them there, then run `make crds`.\n";
 
-/// Definitions of all kinds, in the order of the file.
+/// Definitions of all kinds, in the order of the text.
 pub fn definitions() -> Vec<CustomResourceDefinition> {
     let mut definitions = vec![IPAddressPool::crd(), L2Advertisement::crd(), LoadBalancerIP::crd(), NodeNetwork::crd()];
     for definition in &mut definitions {
@@ -36,15 +36,21 @@ pub fn yaml() -> Result<String, serde_saphyr::ser::Error> {
 mod tests {
     use super::*;
 
-    /// `make crds` updates the file. Its diff is reviewed like code.
+    /// The line of the manifest after the generated text.
+    const END: &str = "# End of the generated definitions.\n";
+
+    /// `make crds` updates the manifest. Its diff is reviewed like code.
     #[test]
     fn committed_manifest_matches_the_types() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/crds.yaml");
-        let generated = yaml().expect("YAML");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/landfall.yaml");
+        let manifest = std::fs::read_to_string(path).expect("read deploy/landfall.yaml");
+        let (before, rest) = manifest.split_once(HEADER).expect("the first line of the definitions");
+        let (_, after) = rest.split_once(END).expect("the line after the definitions");
+        let expected = [before, &yaml().expect("YAML"), END, after].concat();
         if std::env::var_os("LANDFALL_WRITE_GOLDENS").is_some() {
-            std::fs::write(path, &generated).expect("write deploy/crds.yaml");
+            std::fs::write(path, &expected).expect("write deploy/landfall.yaml");
+            return;
         }
-        let committed = std::fs::read_to_string(path).unwrap_or_default();
-        assert!(generated == committed, "deploy/crds.yaml does not match the types: run `make crds`");
+        assert!(manifest == expected, "deploy/landfall.yaml does not match the types: run `make crds`");
     }
 }

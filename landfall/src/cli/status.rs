@@ -57,9 +57,16 @@ async fn read_objects(client: Client, namespace: Option<&str>) -> anyhow::Result
         None => Api::all(client.clone()),
     };
     Ok(Objects {
-        pools: list(Api::all(client.clone()), "IPAddressPools (is Landfall installed? kubectl apply -f deploy/)")
-            .await?,
-        addresses: list(Api::all(client), "LoadBalancerIPs (is Landfall installed? kubectl apply -f deploy/)").await?,
+        pools: list(
+            Api::all(client.clone()),
+            "IPAddressPools (is Landfall installed? kubectl apply -f deploy/landfall.yaml)",
+        )
+        .await?,
+        addresses: list(
+            Api::all(client),
+            "LoadBalancerIPs (is Landfall installed? kubectl apply -f deploy/landfall.yaml)",
+        )
+        .await?,
         services: list(services, "Services").await?,
     })
 }

@@ -18,7 +18,6 @@ use lab::{Cluster, Host, KubeProxy, Process, Signal, Topology, wait_until};
 use serde_json::{Value, json};
 
 use crate::metrics;
-use crate::root;
 use crate::writes::{COPY, LANDFALL, POOL};
 
 /// The namespace of all measured Services.
@@ -72,7 +71,7 @@ impl Stage {
         let topology = Topology { nodes, light_nodes, clients, kube_proxy, capture: false, ..Topology::default() };
         let cluster = Cluster::start(name, &topology).await?;
         let client = cluster.client();
-        let crds = fs::read_to_string(root().join("deploy/crds.yaml")).context("read deploy/crds.yaml")?;
+        let crds = crds::manifest::yaml().context("generate the definitions")?;
         cluster.apply(&crds)?;
         cluster.apply(&crds.replace(LANDFALL, COPY)).context("make a copy of the definitions")?;
         cluster.kubectl(["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"])?;

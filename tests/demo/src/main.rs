@@ -101,7 +101,7 @@ async fn show_installation(story: &Story, world: &World) -> Result<IpAddr> {
     story.chapter("3. Landfall is installed");
     let since = Instant::now();
     world.install().await?;
-    story.command("kubectl apply -f deploy/", "");
+    story.command("kubectl apply -f deploy/landfall.yaml", "");
     let pods = ["-n", e2e::world::SYSTEM, "get", "pods", "-o", "wide"];
     story.command("kubectl -n landfall-system get pods -o wide", &columns(&world.kubectl(&pods)?, 7));
     story.explain(&format!(

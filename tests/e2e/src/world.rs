@@ -168,7 +168,7 @@ impl World {
 
     /// Installs Landfall as in the README, and waits until it runs on every node.
     pub async fn install(&self) -> Result<()> {
-        self.kubectl(&["apply", "-f", &root().join("deploy").to_string_lossy()])?;
+        self.kubectl(&["apply", "-f", &root().join("deploy/landfall.yaml").to_string_lossy()])?;
         let needs_url = self.cluster.topology().kube_proxy == KubeProxy::None;
         let url = self.api_proxy.as_ref().map(ApiProxy::lan_url).or(needs_url.then(|| self.cluster.lan_url()));
         if let Some(apiserver) = url {

@@ -103,7 +103,7 @@ impl CrashFixture {
         let topology = Topology { nodes, light_nodes, clients, kube_proxy, capture: false, ..Topology::default() };
         let cluster = Cluster::start("e2e-crash", &topology).await?;
         let client = cluster.client();
-        cluster.apply(&fs::read_to_string(root().join("deploy/crds.yaml"))?)?;
+        cluster.apply(&crds::manifest::yaml()?)?;
         cluster.kubectl(["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"])?;
         cluster.kubectl(["create", "namespace", "landfall-system"])?;
         let pools: Api<IPAddressPool> = Api::all(client.clone());

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use anyhow::{Context, Result, ensure};
 use e2e::Scenes;
 use e2e::scene::{SHARING_KEY, Scene, merge, with_annotations};
-use e2e::world::{CONTROLLER, SOON, SYSTEM, allocated_condition, root};
+use e2e::world::{CONTROLLER, SOON, SYSTEM, allocated_condition};
 use k8s_openapi::api::core::v1::Service;
 use kube::ResourceExt;
 use lab::wait_until;
@@ -85,11 +85,11 @@ fn backup_of(old: &Service) -> Result<Value> {
 async fn reinstall(scene: &Scene<'_>) -> Result<()> {
     let services = NAMES.iter().chain(&["a-fresh"]);
     services.for_each(|name| scene.world.declare(Fault::lost_records(&format!("{}/{name}", scene.namespace_name("")))));
-    let manifest = root().join("deploy/crds.yaml");
-    let manifest = manifest.to_str().context("a path")?;
-    scene.world.kubectl(&["delete", "-f", manifest])?;
+    let kinds = crds::manifest::definitions();
+    let kinds: Vec<_> = kinds.iter().filter_map(|kind| kind.metadata.name.as_deref()).collect();
+    scene.world.kubectl(&[&["delete", "crd"], &kinds[..]].concat())?;
     scene.world.kubectl(&["-n", SYSTEM, "delete", "pods", "-l", CONTROLLER, "--now"])?;
-    scene.world.kubectl(&["apply", "-f", manifest])?;
+    scene.world.cluster.apply(&crds::manifest::yaml()?)?;
     scene.world.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"])?;
     for name in NAMES {
         wait_until(SOON, &format!("{name} to report that no pool exists"), async || {
