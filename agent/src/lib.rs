@@ -19,6 +19,7 @@
 //! | [`network`] | writes this node's links and gateways to its NodeNetwork |
 //! | [`health`] | answers health checks at the `healthCheckNodePort` of Services |
 //! | [`metrics`] | metrics for Prometheus, and readiness |
+//! | [`removal`] | whether Landfall is being removed from the cluster |
 //! | [`keys`] | the Secret with the keys that seal Hellos: agents read it, controllers create and rotate it |
 //! | [`identity`] | the identifiers of this cluster and of this start of the agent |
 
@@ -30,6 +31,7 @@ mod identity;
 pub mod keys;
 mod metrics;
 mod network;
+mod removal;
 mod report;
 mod run;
 

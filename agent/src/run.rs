@@ -13,13 +13,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use crds::LoadBalancerIP;
 use dataplane::reply_path;
-use kube::api::ListParams;
-use kube::{Api, Client};
+use kube::Client;
 use netlink::watch::watch_links;
 use observe::Wake;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -29,10 +27,11 @@ use crate::config::Config;
 use crate::identity::{cluster_uid, incarnation};
 use crate::keys::{self, KeySecret};
 use crate::metrics::Metrics;
+use crate::removal::{DaemonSetState, is_removed, watch_daemon_set};
 use crate::report::Reporter;
 use crate::{health, network};
 
-/// Time to withdraw the addresses and to detect an uninstallation. Kubernetes kills the process after 10 s.
+/// Time to withdraw the addresses and to detect a removal of Landfall. Kubernetes kills the process after 10 s.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The agent's tasks. None of them ends by itself, except with an error.
@@ -40,8 +39,8 @@ type Tasks = JoinSet<Result<Infallible>>;
 
 /// Runs the agent until `stop` completes. `serve` gets the metrics; the future that it returns is one of the tasks.
 ///
-/// When the agent stops, it removes its tables from the kernel only if no LoadBalancerIP is left. Otherwise the tables
-/// stay, and the kernel keeps forwarding.
+/// When the agent stops, it removes its tables from the kernel only if Landfall is being removed from the cluster.
+/// Otherwise the tables stay, and the kernel keeps forwarding.
 ///
 /// # Errors
 /// When one of the agent's tasks ends, and when the kernel's tables can't be removed.
@@ -61,7 +60,7 @@ where
         stop = &mut stop => return Ok(stop?),
     };
     tracing::info!(node = config.node, cluster, "starting");
-    let forwards = config.forwards;
+    let (forwards, namespace) = (config.forwards, config.keys_namespace.clone());
     let agent = Agent::new(client.clone(), config);
     let mut tasks = Tasks::new();
     let served = serve(agent.metrics());
@@ -73,6 +72,7 @@ where
     agent.spawn_report(&mut tasks);
     agent.spawn_network(&mut tasks);
     let speaker = agent.spawn_speaker(&cluster, &mut tasks);
+    let daemon_set_rx = agent.spawn_removal(&mut tasks);
     let wire_counters_rx = agent.channels.wire_counters.subscribe();
     drop(agent);
 
@@ -87,25 +87,19 @@ where
     }
     // The speaker requests that its peers take over its addresses, so that they need not detect its death first.
     speaker.leave.notify_one();
-    let is_uninstalled = timeout(STOP_TIMEOUT, async {
+    let is_removed = timeout(STOP_TIMEOUT, async {
         let _ = speaker.left_rx.await;
         tracing::info!(counters = ?*wire_counters_rx.borrow(), "this node announces no address");
-        is_uninstalled(&client).await
+        let daemon_set = *daemon_set_rx.borrow();
+        is_removed(&client, &namespace, daemon_set).await
     });
-    if is_uninstalled.await.unwrap_or(false) && forwards {
+    if is_removed.await.unwrap_or(false) && forwards {
         tasks.shutdown().await;
         dataplane::remove().context("remove the tables of Landfall")?;
         reply_path::remove().context("remove the rules and routes of Landfall")?;
-        tracing::info!("no LoadBalancerIP is left: removed tables, rules and routes");
+        tracing::info!("Landfall is being removed from the cluster: removed tables, rules and routes");
     }
     Ok(())
-}
-
-/// Whether Landfall is being removed from the cluster: no LoadBalancerIP is left. False if the API server does not
-/// answer.
-async fn is_uninstalled(client: &Client) -> bool {
-    let addresses = Api::<LoadBalancerIP>::all(client.clone()).list(&ListParams::default().limit(1)).await;
-    addresses.is_ok_and(|list| list.items.is_empty())
 }
 
 /// The client, the stores and the channels that the tasks share.
@@ -179,6 +173,14 @@ impl Agent {
         tasks.spawn(keys::publish_keys(secret.clone(), channels.secret.subscribe(), keys_tx, in_use_tx));
         let secret_tx = channels.secret.clone();
         tasks.spawn(async move { Ok(keys::watch_secret(secret, secret_tx).await) });
+    }
+
+    /// Spawns the watch of the DaemonSet, and returns its states.
+    fn spawn_removal(&self, tasks: &mut Tasks) -> watch::Receiver<DaemonSetState> {
+        let (state_tx, state_rx) = watch::channel(DaemonSetState::default());
+        let (client, namespace) = (self.client.clone(), self.config.keys_namespace.clone());
+        tasks.spawn(async move { Ok(watch_daemon_set(client, namespace, state_tx).await) });
+        state_rx
     }
 
     fn spawn_report(&self, tasks: &mut Tasks) {

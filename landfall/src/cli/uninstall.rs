@@ -5,7 +5,7 @@
 //!   controller         assigns no further address
 //!   Services           lose our finalizer, conditions and addresses, so that they can be deleted
 //!   LoadBalancerIPs    agents withdraw these addresses, then remove them from the kernel
-//!   agents             each removes its tables, rules and routes, since no address is left
+//!   agents             each removes its tables, rules and routes, since the DaemonSet is deleted
 //!   the rest           pools, NodeNetworks, definitions, roles, namespace
 //! ```
 //!
@@ -34,8 +34,7 @@ use serde_json::json;
 use super::output::print;
 use crate::client::Connection;
 
-/// The namespace and the names in deploy/landfall.yaml.
-const NAMESPACE: &str = "landfall-system";
+/// The names in deploy/landfall.yaml.
 const CONTROLLER: &str = "landfall-controller";
 const NODE: &str = "landfall-node";
 
@@ -51,6 +50,18 @@ pub(crate) struct UninstallOptions {
     /// Remove Landfall. Without this option, only show what would be removed.
     #[arg(long)]
     yes: bool,
+
+    /// Namespace of Landfall.
+    #[arg(long, default_value = "landfall-system", value_name = "NAMESPACE")]
+    namespace: String,
+
+    /// Keep the definitions, pools and addresses. After a new installation, each Service has its former address.
+    #[arg(long)]
+    keep_crds: bool,
+
+    /// Only stop the controller and release the Services, so that users can delete them. Another tool removes the rest.
+    #[arg(long, conflicts_with = "keep_crds")]
+    services_only: bool,
 }
 
 /// Removes Landfall, or shows what would be removed.
@@ -58,41 +69,68 @@ pub(crate) async fn run(connection: &Connection, options: UninstallOptions) -> a
     let client = connection.client().await?;
     let services = our_services(&client).await?;
     if !options.yes {
-        let names: Vec<_> = services.iter().map(|ours| format!("  {}\n", ours.service.key)).collect();
-        return print(&format!(
-            "This would remove Landfall.\n\
-             Services that would lose their addresses and conditions, and stay pending: {}\n{}\
-             Objects that would be deleted: all IPAddressPools, L2Advertisements, LoadBalancerIPs and NodeNetworks, \
-             the namespace {NAMESPACE}, and Landfall's definitions and roles.\n\
-             To proceed: landfall uninstall --yes\n",
-            services.len(),
-            names.concat(),
-        ));
+        return print(&preview(&options, &services));
     }
-    print("removing the policies and the controller\n")?;
-    delete_policies(&client).await?;
-    delete_workload::<Deployment>(&client, CONTROLLER, "controller").await?;
+    let namespace = &options.namespace;
+    if !options.services_only {
+        print("removing the policies\n")?;
+        delete_policies(&client).await?;
+    }
+    print("removing the controller\n")?;
+    delete_workload::<Deployment>(&client, namespace, CONTROLLER, "controller").await?;
     // The Services are read again, because the controller may have assigned further addresses.
     for ours in our_services(&client).await? {
         print(&format!("releasing Service {}\n", ours.service.key))?;
         release(&client, &ours).await?;
     }
-    print("removing the addresses\n")?;
-    delete_all::<LoadBalancerIP>(&client).await?;
-    print("removing the node agents\n")?;
-    delete_workload::<DaemonSet>(&client, NODE, "node").await?;
-    print("removing pools, definitions, roles and the namespace\n")?;
-    delete_all::<IPAddressPool>(&client).await?;
-    delete_all::<NodeNetwork>(&client).await?;
-    for definition in crds::manifest::definitions() {
-        delete::<CustomResourceDefinition>(&Api::all(client.clone()), &definition.name_any()).await?;
+    if options.services_only {
+        return print("released the Services\n");
     }
+    if !options.keep_crds {
+        print("removing the addresses\n")?;
+        delete_all::<LoadBalancerIP>(&client).await?;
+    }
+    print("removing the node agents\n")?;
+    delete_workload::<DaemonSet>(&client, namespace, NODE, "node").await?;
+    if !options.keep_crds {
+        print("removing the pools and definitions\n")?;
+        delete_all::<IPAddressPool>(&client).await?;
+        delete_all::<NodeNetwork>(&client).await?;
+        for definition in crds::manifest::definitions() {
+            delete::<CustomResourceDefinition>(&Api::all(client.clone()), &definition.name_any()).await?;
+        }
+    }
+    print("removing the roles and the namespace\n")?;
     for name in [CONTROLLER, NODE] {
         delete::<ClusterRoleBinding>(&Api::all(client.clone()), name).await?;
         delete::<ClusterRole>(&Api::all(client.clone()), name).await?;
     }
-    delete::<Namespace>(&Api::all(client.clone()), NAMESPACE).await?;
+    delete::<Namespace>(&Api::all(client.clone()), namespace).await?;
     print("removed Landfall\n")
+}
+
+/// The text about a removal that has not begun.
+fn preview(options: &UninstallOptions, services: &[OurService]) -> String {
+    let names: Vec<_> = services.iter().map(|ours| format!("  {}\n", ours.service.key)).collect();
+    let namespace = &options.namespace;
+    let objects = if options.services_only {
+        format!("the Deployment {namespace}/{CONTROLLER}")
+    } else if options.keep_crds {
+        format!("the namespace {namespace}, and Landfall's roles")
+    } else {
+        format!(
+            "all IPAddressPools, L2Advertisements, LoadBalancerIPs and NodeNetworks, the namespace {namespace}, and \
+             Landfall's definitions and roles"
+        )
+    };
+    format!(
+        "This would remove Landfall.\n\
+         Services that would lose their addresses and conditions, and stay pending: {}\n{}\
+         Objects that would be deleted: {objects}.\n\
+         To proceed, add --yes.\n",
+        services.len(),
+        names.concat(),
+    )
 }
 
 /// A kind of object that can be listed and deleted.
@@ -108,17 +146,21 @@ struct OurService {
     has_address: bool,
 }
 
-/// The Services that Landfall has written to: those that hold an address, and those with a condition of ours. The
-/// finalizer alone proves nothing, since every provider uses it.
+/// The Services that Landfall has written to: those that hold an address, those with a condition of ours, and those to
+/// which our controller added the finalizer. The finalizer of another client proves nothing: every provider uses it.
 async fn our_services(client: &Client) -> anyhow::Result<Vec<OurService>> {
     let addresses = list::<LoadBalancerIP>(client).await?;
     let holders: BTreeSet<InternedStr> =
         addresses.into_iter().flat_map(|address| address.spec.services).map(|holder| holder.uid).collect();
     let services: Vec<core::Service> = list(client).await?;
     let views = services.iter().filter_map(|object| Service::try_from(object).ok());
+    let holds = |service: &Service| holders.contains(&service.uid);
+    // A refused Service can keep its addresses, also while no pool and no record exists: then only the finalizer is left
+    // as a proof.
+    let has_address = |service: &Service| holds(service) || service.is_allocated() || service.owns_finalizer;
     Ok(views
-        .filter(|service| holders.contains(&service.uid) || without_ours(&service.conditions) != service.conditions)
-        .map(|service| OurService { has_address: holders.contains(&service.uid) || service.is_allocated(), service })
+        .map(|service| OurService { has_address: has_address(&service), service })
+        .filter(|ours| ours.has_address || without_ours(&ours.service.conditions) != ours.service.conditions)
         .collect())
 }
 
@@ -152,12 +194,12 @@ async fn delete_policies(client: &Client) -> anyhow::Result<()> {
 }
 
 /// Deletes a Deployment or DaemonSet of Landfall, and waits until its pods have ended.
-async fn delete_workload<K>(client: &Client, name: &str, component: &str) -> anyhow::Result<()>
+async fn delete_workload<K>(client: &Client, namespace: &str, name: &str, component: &str) -> anyhow::Result<()>
 where
     K: Object + Resource<Scope = NamespaceResourceScope>,
 {
-    delete::<K>(&Api::namespaced(client.clone(), NAMESPACE), name).await?;
-    let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
+    delete::<K>(&Api::namespaced(client.clone(), namespace), name).await?;
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let ours = ListParams::default().labels(&format!("{LABEL},app.kubernetes.io/component={component}"));
     let deadline = tokio::time::Instant::now() + STEP_TIMEOUT;
     loop {
@@ -165,7 +207,7 @@ where
         match remaining.first() {
             None => return Ok(()),
             Some(pod) if tokio::time::Instant::now() > deadline => bail!(
-                "pod {NAMESPACE}/{} does not end; if its node is down, delete the pod with --force and run this again",
+                "pod {namespace}/{} does not end; if its node is down, delete the pod with --force and run this again",
                 pod.name_any()
             ),
             Some(_) => tokio::time::sleep(Duration::from_millis(200)).await,
@@ -181,7 +223,7 @@ async fn delete_all<K: Object>(client: &Client) -> anyhow::Result<()> {
         loop {
             match delete::<K>(&objects, &object.name_any()).await {
                 // An API server may enforce a policy for some time after its deletion.
-                Err(error) if is_forbidden(&error) && tokio::time::Instant::now() < deadline => {
+                Err(error) if is_refused(&error) && tokio::time::Instant::now() < deadline => {
                     tokio::time::sleep(Duration::from_millis(200)).await;
                 }
                 deleted => break deleted?,
@@ -208,8 +250,9 @@ async fn delete<K: Object>(objects: &Api<K>, name: &str) -> anyhow::Result<()> {
     }
 }
 
-fn is_forbidden(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(kube::Error::Api(status)) if status.code == 403)
+/// Whether a policy refuses the request: 403, or 422 if the ServiceAccount of the policy no longer exists.
+fn is_refused(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(kube::Error::Api(status)) if matches!(status.code, 403 | 422))
 }
 
 fn is_missing(error: &kube::Error) -> bool {

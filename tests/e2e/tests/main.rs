@@ -14,7 +14,7 @@
 //! | [`forwarding`] | changes of endpoints, ports and agents |
 //! | [`keys`] | keys that authenticate Hellos |
 //! | [`observation`] | breaches of invariants, which the observer must find |
-//! | [`uninstalling`] | traces after an uninstallation |
+//! | [`uninstalling`] | traces after an uninstallation, and after a removal by other tools |
 
 mod advertising;
 mod allocation;

@@ -1,5 +1,7 @@
 //! Uninstalling Landfall leaves nothing behind.
 
+mod by_habit;
+
 use anyhow::{Result, ensure};
 use e2e::World;
 use e2e::world::{SOON, allocated_condition, ingress};
