@@ -8,7 +8,8 @@
 //! | `plan` | snapshot → ruleset, one lb_ip at a time |
 //! | `planner` | plans only the lb_ips that may have changed |
 //! | `ruleset` | the types of a ruleset |
-//! | `next_hops` | the next hops of spread frames |
+//! | `ring` | the nodes that may track an open connection |
+//! | `next_hops` | the next hops of spread frames and of segments that are handed on |
 //! | `diff` | the differences between two rulesets |
 //! | `problem` | problems of Services for users |
 //! | `health_check` | the health checks that this node serves |
@@ -20,6 +21,7 @@ mod next_hops;
 mod plan;
 mod planner;
 mod problem;
+mod ring;
 mod ruleset;
 mod sources;
 mod spread;
@@ -32,6 +34,7 @@ pub(crate) use plan::holding_services;
 pub use plan::plan_ruleset;
 pub use planner::Planner;
 pub use problem::Problem;
+pub use ring::{Ring, RingId, Successor};
 pub use ruleset::{Dispatch, Endpoint, Frontend, LbIp, Pick, Ruleset, SpreadKey, Target};
 pub use sources::Sources;
 pub(crate) use sources::contains_address;

@@ -60,6 +60,9 @@ pub struct Link {
     /// The other nodes on it, by name, dead ones included. Frames are re-sent to peers; a frame from a peer is never
     /// re-sent.
     pub peers: BTreeMap<String, MacAddr>,
+    /// The addresses of each peer in the networks of this link. Segments of connections that this node does not track
+    /// are handed on to them. Without an address of its family, a segment is not handed on to that peer.
+    pub addresses: BTreeMap<String, Vec<IpAddr>>,
 }
 
 /// A Service that a holder may name.

@@ -267,6 +267,47 @@ fn an_icmp_error_reaches_the_node_of_its_connection() {
     });
 }
 
+#[test]
+fn an_icmp_error_reaches_the_node_of_a_moved_connection() {
+    Net::each(|net| {
+        let cluster = Cluster::new();
+        let pods = [cluster.pod(1, 5), cluster.pod(2, 5), cluster.pod(3, 5)];
+        cluster.apply(&snapshot([cluster.web(net, &pods[1..2])]));
+        let open = || connect(&cluster.client, &net.port(80), PATIENCE).expect("a connection");
+        let mut connections: Vec<_> = (0..12).map(|_| open()).collect();
+        let ask = |connection: &mut world::Connection| assert_eq!(connection.ask().expect("an answer").pod, (2, 5));
+        connections.iter_mut().for_each(ask);
+        // Two of three slots move.
+        cluster.apply(&snapshot([cluster.web(net, &pods)]));
+        let heard = icmp_errors_of(&pods[1], net);
+        for connection in &connections {
+            cluster.report_packet_too_big(net, connection.local());
+            wait_for("the error", || heard(connection.local().port()));
+        }
+    });
+}
+
+#[test]
+fn a_connection_is_remembered_from_its_first_data_to_its_end() {
+    Net::each(|net| {
+        let cluster = Cluster::new();
+        let pods = [cluster.pod(2, 5)];
+        cluster.apply(&snapshot([cluster.web(net, &pods)]));
+        let mut connection = connect(&cluster.client, &net.port(80), PATIENCE).expect("a connection");
+        let port = connection.local().port();
+        wait_for("the acknowledgement of the client", || cluster.memory_of(net, port).is_some());
+        let is_remembered_for_hours = || cluster.memory_of(net, port).expect("remembered").contains('h');
+        assert!(!is_remembered_for_hours(), "without data");
+        connection.ask().expect("an answer");
+        wait_for("the memory of the data", is_remembered_for_hours);
+        drop(connection);
+        wait_for("the end", || !is_remembered_for_hours());
+        // The last acknowledgement of the client does not prolong it.
+        std::thread::sleep(SILENCE);
+        assert!(!is_remembered_for_hours(), "after the end");
+    });
+}
+
 /// Opens an ICMP socket in this pod. The result waits for a message, and returns whether it reports that a packet from
 /// the pod to this port was too big.
 fn icmp_errors_of(pod: &world::Pod, net: Net) -> impl Fn(u16) -> bool {

@@ -180,14 +180,17 @@ fn links(node: &str, cluster: &Cluster, neighbours: Option<&Neighbours>) -> BTre
         let shares_network = |link: &&PeerLink| link.networks.iter().any(|network| own.networks.contains(network));
         let others = peer_links.iter().filter(|(other, _)| *other != node && nodes.contains_key(*other));
         let peers = others.filter_map(|(other, peer_links)| {
-            let peer = parse_station(&peer_links.links.iter().find(shares_network)?.mac)?;
+            let peer_link = peer_links.links.iter().find(shares_network)?;
+            let peer = parse_station(&peer_link.mac)?;
             let is_heard = neighbours.is_none_or(|neighbours| neighbours.mac(&own.name, other) == Some(peer));
             // Two nodes with one MAC address cannot be distinguished.
-            (is_heard && peer != mac).then(|| (other.clone(), peer))
+            let is_reachable = |address: &&IpNet| own.networks.contains(&address.trunc());
+            let addresses: Vec<IpAddr> = peer_link.addresses.iter().filter(is_reachable).map(IpNet::addr).collect();
+            (is_heard && peer != mac).then(|| ((other.clone(), peer), (other.clone(), addresses)))
         });
-        let peers: BTreeMap<String, MacAddr> = peers.collect();
+        let (peers, addresses): (BTreeMap<String, MacAddr>, _) = peers.unzip();
         if !peers.is_empty() {
-            links.insert(name, Link { mac, peers });
+            links.insert(name, Link { mac, peers, addresses });
         }
     }
     links

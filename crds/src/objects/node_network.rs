@@ -113,6 +113,8 @@ pub struct PeerLink {
     pub mac: String,
     /// Networks of its addresses. Two nodes with a common network can be neighbours on it.
     pub networks: Vec<IpNet>,
+    /// The addresses in these networks, with prefix length, in the same order.
+    pub addresses: Vec<IpNet>,
 }
 
 impl From<&NodeNetwork> for PeerLinks {
@@ -120,8 +122,9 @@ impl From<&NodeNetwork> for PeerLinks {
         let link = |link: &NodeLink| {
             let networks = link.addresses.iter().filter_map(|text| text.parse::<IpNet>().ok());
             // A network of one address has no neighbours.
-            let networks = networks.filter(|net| net.prefix_len() < net.max_prefix_len()).map(|net| net.trunc());
-            Some(PeerLink { name: link.name.clone(), mac: link.mac.clone()?, networks: networks.collect() })
+            let addresses: Vec<IpNet> = networks.filter(|net| net.prefix_len() < net.max_prefix_len()).collect();
+            let networks = addresses.iter().map(IpNet::trunc).collect();
+            Some(PeerLink { name: link.name.clone(), mac: link.mac.clone()?, networks, addresses })
         };
         Self { links: object.spec.links.iter().filter_map(link).collect() }
     }
@@ -151,6 +154,7 @@ mod tests {
             name: "eth0".into(),
             mac: "02:00:00:00:00:01".into(),
             networks: vec![network("192.0.2.0/24"), network("2001:db8::/64")],
+            addresses: vec![network("192.0.2.11/24"), network("2001:db8::11/64")],
         };
         assert_eq!(PeerLinks::from(&NodeNetwork::new("n1", spec.clone())), PeerLinks { links: vec![eth0] });
         assert_eq!(

@@ -26,6 +26,8 @@ pub enum ChainName {
     /// `back-from-here-VALUE-of-MASK`: marks replies of this node.
     MarkLocalReply(Mark),
     Optional(OptionalChain),
+    /// `tries-N`: hands a segment of an unknown connection on to at most N other nodes.
+    Tries(u8),
     /// `on-LINK`: the ingress of a link.
     Ingress(LinkName),
     /// `refuse`, or `restricted-refuse` if source ranges apply. These two always exist.
@@ -42,6 +44,7 @@ const PICK: &str = "pick-";
 const FROM: &str = "-from-";
 const REFUSE: &str = "refuse";
 const REMEMBER: &str = "remember-";
+const TRIES: &str = "tries-";
 const ON: &str = "on-";
 const BY: &str = "by-";
 const BACK: &str = "back-";
@@ -57,6 +60,7 @@ impl fmt::Display for ChainName {
             Self::MarkForwardedReply(mark) => write!(f, "{BACK}{:#x}{OF}{}", mark.value, mark.mask),
             Self::MarkLocalReply(mark) => write!(f, "{BACK_FROM_HERE}{:#x}{OF}{}", mark.value, mark.mask),
             Self::Optional(chain) => f.write_str(chain.name()),
+            Self::Tries(others) => write!(f, "{TRIES}{others}"),
             Self::Ingress(link) => write!(f, "{ON}{link}"),
             Self::Refuse { restricted } => write!(f, "{}{REFUSE}", if *restricted { RESTRICTED } else { "" }),
         }
@@ -69,6 +73,7 @@ impl ChainName {
         let known = parse_dispatch(name)
             .map(Self::Dispatch)
             .or_else(|| name.strip_prefix(REMEMBER)?.parse().ok().map(Self::Remember))
+            .or_else(|| name.strip_prefix(TRIES)?.parse().ok().map(Self::Tries))
             .or_else(|| parse_marking(name))
             .or_else(|| OptionalChain::parse(name).map(Self::Optional))
             .or_else(|| LinkName::new(name.strip_prefix(ON)?).map(Self::Ingress))

@@ -9,6 +9,7 @@
 //! | `sets` | the declarations of all sets and maps |
 //! | `ip` | the chains of `ip landfall` and `ip6 landfall`, which translate and refuse |
 //! | `netdev` | the chains of `netdev landfall`, which spreads frames |
+//! | `second_chance` | the chains that hand segments of unknown connections on to other nodes |
 //! | `reply_path` | the chains that mark connections and replies |
 //! | `rule` | rules, with their expressions and their text |
 //! | `fields` | parts of packets |
@@ -18,6 +19,7 @@ mod ip;
 mod netdev;
 mod reply_path;
 mod rule;
+mod second_chance;
 mod sets;
 
 use std::fmt;
@@ -27,7 +29,8 @@ use crds::service::Family;
 
 pub use netdev::FIRST_CLIENT_SLOT;
 pub use rule::ChainRule;
-pub use sets::{Data, GC_INTERVAL, Set, SetId, Type, VERDICT, sets};
+pub(super) use rule::print_duration;
+pub use sets::{Data, Set, SetId, Type, VERDICT, sets};
 
 use super::chain_name::ChainName;
 use crate::link_name::LinkName;
@@ -35,7 +38,7 @@ use crate::link_name::LinkName;
 /// The name of the tables. Tables of other names are never touched.
 pub const NAME: &str = "landfall";
 /// The comment on the tables, for a person who finds one. It is part of the layout: another text means another version.
-pub const COMMENT: &str = "Landfall forwards LoadBalancer addresses here; made by landfall node; version 7";
+pub const COMMENT: &str = "Landfall forwards LoadBalancer addresses here; made by landfall node; version 8";
 
 /// A table of Landfall.
 ///
@@ -146,6 +149,7 @@ pub fn variable_chain(table: Table, name: ChainName) -> Option<Chain> {
     match (table.family(), name) {
         (Some(family), ChainName::Dispatch(dispatch)) => Some(ip::dispatch_chain(family, dispatch)),
         (Some(family), ChainName::Remember(seconds)) => Some(ip::remember_chain(family, seconds)),
+        (Some(family), ChainName::Tries(others)) => Some(second_chance::tries_chain(family, others, ip::STRAY)),
         (Some(family), ChainName::MarkConnection(link, mark)) => Some(reply_path::mark_connections(family, link, mark)),
         (Some(family), ChainName::MarkForwardedReply(mark)) => Some(reply_path::mark_forwarded_replies(family, mark)),
         (Some(family), ChainName::MarkLocalReply(mark)) => Some(reply_path::mark_local_replies(family, mark)),

@@ -13,16 +13,19 @@ pub enum OptionalChain {
     LearnInput,
     /// Learns the endpoint of new connections that are forwarded.
     LearnPostrouting,
+    /// Hands segments of unknown connections on. Needed while a port has a ring.
+    SecondChance,
 }
 
 impl OptionalChain {
-    pub const ALL: [Self; 3] = [Self::CountTraffic, Self::LearnInput, Self::LearnPostrouting];
+    pub const ALL: [Self; 4] = [Self::CountTraffic, Self::LearnInput, Self::LearnPostrouting, Self::SecondChance];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::CountTraffic => "count",
             Self::LearnInput => "learn-input",
             Self::LearnPostrouting => "learn-postrouting",
+            Self::SecondChance => "second-chance",
         }
     }
 

@@ -55,7 +55,7 @@ pub fn table_elements(id: TableId, table: &SlotTable) -> Vec<Element> {
     table.slots.iter().map(slot).collect()
 }
 
-/// The elements that depend on links and dead nodes.
+/// The elements that depend on links and dead nodes. A chain can occur several times.
 pub fn next_hop_elements(next_hops: &NextHops) -> Vec<Element> {
     let mut elements = Vec::new();
     let element = |set, key, value| (ElementKey::In(Table::Link, set, key), value);
@@ -72,6 +72,16 @@ pub fn next_hop_elements(next_hops: &NextHops) -> Vec<Element> {
     for ((link, pair), mac) in &next_hops.hops {
         let key = KeyParts::LinkMac(*link, marker(pair.0));
         elements.push(element(SetId::Hops, key, ElementValue::Mac(*mac)));
+    }
+    for ((family, ring), successor) in &next_hops.successors {
+        let table = Table::for_family(*family);
+        let (chain, key) = (ChainName::Tries(successor.others), KeyParts::DispatchId(DispatchId(ring.0)));
+        for chain in [chain, ChainName::Optional(OptionalChain::SecondChance)] {
+            elements.push((ElementKey::Chain(table, chain), ElementValue::Present));
+        }
+        elements.push((ElementKey::In(table, SetId::Tries, key), ElementValue::Goto(chain)));
+        let address = successor.address.map(ElementValue::Address);
+        elements.extend(address.map(|address| (ElementKey::In(table, SetId::Successors, key), address)));
     }
     elements
 }
@@ -194,6 +204,9 @@ impl LbIpElements {
         self.push(SetId::Begun, key, ElementValue::Present);
         if counted {
             self.push(SetId::Traffic, key, ElementValue::Present);
+        }
+        if let Some(ring) = &target.ring {
+            self.push(SetId::Rings, key, ElementValue::DispatchId(DispatchId(ring.id().0)));
         }
         if target.endpoints.is_empty() {
             let refuse = ChainName::Refuse { restricted: target.sources.is_some() };

@@ -70,8 +70,9 @@ fn print_set(set: &Set, elements: &[String], to: &mut String) -> std::fmt::Resul
     if set.counter {
         writeln!(to, "\t\tcounter")?;
     }
-    if set.per_service {
-        writeln!(to, "\t\tgc-interval {}d", layout::GC_INTERVAL.as_secs() / 86_400)?;
+    if let Some(interval) = set.gc_interval() {
+        let seconds = u32::try_from(interval.as_secs()).expect("invariant: less than a century");
+        writeln!(to, "\t\tgc-interval {}", layout::print_duration(seconds))?;
     }
     writeln!(to, "\t\tcomment \"{}\"", set.comment)?;
     if !elements.is_empty() {

@@ -1,9 +1,12 @@
-//! The next hops of spread frames: pairs of nodes → MAC addresses, on each link. Pure.
+//! The next hops of spread frames: pairs of nodes → MAC addresses, on each link. Also the successors of this node in
+//! rings. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crds::MacAddr;
+use crds::service::Family;
 
+use super::ring::{Ring, RingId, Successor};
 use super::spread::{NodePair, PairId, SlotTable};
 use crate::snapshot::{Link, LinkName, Snapshot};
 
@@ -16,14 +19,21 @@ pub struct NextHops {
     pub dead: BTreeSet<String>,
     /// The MAC address to re-send a frame to, for each link and pair. If it is this node's own, the frame stays here.
     pub hops: BTreeMap<(LinkName, PairId), MacAddr>,
+    /// The successor of this node in each ring in use.
+    pub successors: BTreeMap<(Family, RingId), Successor>,
 }
 
 impl NextHops {
-    /// Resolves the pairs of all `tables` with the links and dead nodes of `snapshot`.
-    pub(super) fn resolve<'a>(snapshot: &Snapshot, tables: impl Iterator<Item = &'a SlotTable>) -> Self {
+    /// Resolves `rings` and the pairs of all `tables` with the links and dead nodes of `snapshot`.
+    pub(super) fn resolve<'a>(
+        snapshot: &Snapshot,
+        tables: impl Iterator<Item = &'a SlotTable>,
+        rings: impl Iterator<Item = (Family, RingId, &'a Ring)>,
+    ) -> Self {
+        let successors = rings.map(|(family, id, ring)| ((family, id), ring.successor(snapshot, family))).collect();
         let mut tables = tables.peekable();
         if tables.peek().is_none() {
-            return Self::default();
+            return Self { successors, ..Self::default() };
         }
         let pairs: BTreeMap<&PairId, &NodePair> = tables.flat_map(|table| &table.pairs).collect();
         let mut hops = BTreeMap::new();
@@ -32,7 +42,7 @@ impl NextHops {
                 hops.insert((*name, **id), next_hop(snapshot, link, pair));
             }
         }
-        Self { links: snapshot.links.clone(), dead: snapshot.dead.clone(), hops }
+        Self { links: snapshot.links.clone(), dead: snapshot.dead.clone(), hops, successors }
     }
 }
 

@@ -7,10 +7,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crds::service::Family;
-use crds::{EndpointSlice, Forwarder, Port, ProblemReason, Reach, TrafficPolicy};
+use crds::{EndpointSlice, Forwarder, Port, ProblemReason, Protocol, Reach, TrafficPolicy};
 
 use super::backend::{Fallback, choose_backend};
 use super::problem::Problem;
+use super::ring::Ring;
 use super::ruleset::{Endpoint, LbIp, Pick, Ruleset, Target};
 use super::sources::merge_ranges;
 use super::spread::{HashBy, Share, rank};
@@ -111,9 +112,20 @@ impl PortView<'_> {
         // If the Service proxy forwards the port, its frames stay here, and the proxy implements session affinity.
         let affinity = options.affinity.filter(|_| proxied.is_none());
         let hash_by = if affinity.is_some() { HashBy::Client } else { HashBy::Flow };
-        let target = self.plan_endpoints(port, (!options.no_spreading && proxied.is_none()).then_some(hash_by));
+        let is_spread = !options.no_spreading && proxied.is_none();
+        let target = self.plan_endpoints(port, is_spread.then_some(hash_by));
+        let ring = if is_spread && port.protocol == Protocol::Tcp { self.plan_ring(port) } else { None };
         let reach = if proxied.is_some() { Reach::Proxied } else { target.reach };
-        Target { sources: options.sources.for_family(self.family), affinity, reach, proxied, ..target }
+        Target { sources: options.sources.for_family(self.family), affinity, reach, proxied, ring, ..target }
+    }
+
+    /// The nodes on a link that have an endpoint of the port, in any condition; `None` if none of them is another node.
+    fn plan_ring(&self, port: &Port) -> Option<Arc<Ring>> {
+        let Snapshot { node: own, links, .. } = self.snapshot;
+        let is_peer = |node: &str| links.values().any(|link| link.addresses.contains_key(node));
+        let mut nodes: BTreeSet<&str> = self.candidates(port).iter().filter_map(|candidate| candidate.node).collect();
+        nodes.retain(|node| node == own || is_peer(node));
+        nodes.iter().any(|node| node != own).then(|| Arc::new(Ring::new(nodes)))
     }
 
     /// Chooses the endpoints of a port. Its frames are spread by `hash_by`; `None`: they are not spread.

@@ -18,6 +18,7 @@ use model::SharedMap;
 use super::backend::ProxyTarget;
 use super::next_hops::NextHops;
 use super::problem::Problem;
+use super::ring::{Ring, RingId};
 use super::spread::{HashBy, Share, SlotTable, TableId};
 use crate::reply_path::ReplyPath;
 use crate::snapshot::Snapshot;
@@ -37,6 +38,8 @@ pub struct Ruleset {
     dispatches: BTreeMap<(Family, Dispatch), usize>,
     /// The share tables in use.
     tables: SharedMap<TableId, UsedTable>,
+    /// The rings in use, by family, with the number of ports that use each.
+    rings: BTreeMap<(Family, RingId), (Arc<Ring>, usize)>,
     pub(crate) next_hops: Arc<NextHops>,
     /// Set when `next_hops` must be resolved again by [`Ruleset::resolve_next_hops`], since other tables are in use or
     /// other nodes are dead.
@@ -70,6 +73,9 @@ impl Ruleset {
                 *share = Arc::clone(&used.share);
             }
         }
+        for ring in new.iter_mut().flat_map(LbIp::rings_mut) {
+            self.use_ring(family, ring);
+        }
         for dispatch in new.iter().flat_map(LbIp::dispatches) {
             *self.dispatches.entry((family, dispatch)).or_default() += 1;
         }
@@ -85,6 +91,31 @@ impl Ruleset {
         self.dispatches.retain(|_, ports| *ports > 0);
         for (_, share, hash_by) in old.as_deref().into_iter().flat_map(LbIp::shares) {
             self.release_table(share.table_id_by(hash_by));
+        }
+        for ring in old.as_deref().into_iter().flat_map(LbIp::rings) {
+            self.release_ring((family, ring.id()));
+        }
+    }
+
+    /// Counts a use of this ring, and replaces it by the shared copy.
+    fn use_ring(&mut self, family: Family, ring: &mut Arc<Ring>) {
+        let (shared, users) = self.rings.entry((family, ring.id())).or_insert_with(|| {
+            self.next_hops_outdated = true;
+            (Arc::clone(ring), 0)
+        });
+        *users += 1;
+        if shared == ring {
+            *ring = Arc::clone(shared);
+        }
+    }
+
+    fn release_ring(&mut self, id: (Family, RingId)) {
+        if let Some((_, users)) = self.rings.get_mut(&id) {
+            *users -= 1;
+            if *users == 0 {
+                self.next_hops_outdated = true;
+                self.rings.remove(&id);
+            }
         }
     }
 
@@ -112,7 +143,8 @@ impl Ruleset {
     /// Resolves the next hops again, if they are outdated.
     pub(crate) fn resolve_next_hops(&mut self, snapshot: &Snapshot) {
         if std::mem::take(&mut self.next_hops_outdated) {
-            let next_hops = NextHops::resolve(snapshot, self.tables.values().map(|used| &*used.table));
+            let rings = self.rings.iter().map(|((family, id), (ring, _))| (*family, *id, &**ring));
+            let next_hops = NextHops::resolve(snapshot, self.tables.values().map(|used| &*used.table), rings);
             if *self.next_hops != next_hops {
                 self.next_hops = Arc::new(next_hops);
             }
@@ -191,6 +223,15 @@ impl LbIp {
         })
     }
 
+    /// The ring of each port that has one.
+    fn rings(&self) -> impl Iterator<Item = &Arc<Ring>> {
+        self.ports.values().filter_map(|target| target.ring.as_ref())
+    }
+
+    fn rings_mut(&mut self) -> impl Iterator<Item = &mut Arc<Ring>> {
+        self.ports.values_mut().filter_map(|target| target.ring.as_mut())
+    }
+
     /// The dispatch of every port, from outside and from inside.
     fn dispatches(&self) -> impl Iterator<Item = Dispatch> {
         self.ports.values().flat_map(|target| [target.outside_dispatch(), target.inside_dispatch()]).flatten()
@@ -232,6 +273,8 @@ pub struct Target {
     pub affinity: Option<u32>,
     /// How frames are shared among nodes. `None`: all frames stay on this node.
     pub share: Option<Arc<Share>>,
+    /// The nodes that may track an open TCP connection. `None`: only this node can.
+    pub ring: Option<Arc<Ring>>,
     /// How packets from outside reach endpoints on other nodes.
     pub reach: Reach,
     /// The destination to which packets are readdressed for the Service proxy. The proxy then chooses from `endpoints`.

@@ -53,6 +53,8 @@ pub(super) struct Worker {
     failed_sweep: Option<Arc<Ruleset>>,
     /// The links on which the kernel refused to spread frames.
     refused_links: Refused<BTreeMap<LinkName, Link>>,
+    /// The links to whose peers the kernel refused to hand segments on.
+    refused_second_chance: Refused<BTreeMap<LinkName, Link>>,
     /// The links whose connections the kernel refused to mark.
     refused_reply_paths: Refused<Arc<BTreeSet<ReplyPath>>>,
     /// The tables for whose family the forwarding sysctl was checked.
@@ -75,6 +77,7 @@ impl Worker {
             removed_ports: BTreeSet::new(),
             failed_sweep: None,
             refused_links: Refused::default(),
+            refused_second_chance: Refused::default(),
             refused_reply_paths: Refused::default(),
             checked_sysctls: BTreeSet::new(),
             counters: Counters::default(),
@@ -105,10 +108,13 @@ impl Worker {
         if self.refused_links.blocks(&snapshot.links, check) {
             tried = without_spreading(&tried);
         }
+        if self.refused_second_chance.blocks(&snapshot.links, check) {
+            tried = without_second_chance(&tried);
+        }
         if self.refused_reply_paths.blocks(&snapshot.reply_paths, check) {
             tried = without_marks(&tried);
         }
-        let error = match self.forward(&tried, check) {
+        let error = match self.forward_or_without_second_chance(&tried, check) {
             Err(error) if !tried.links.is_empty() && error.is_about_frames() => {
                 let cause = error_chain(&error);
                 tracing::warn!(
@@ -131,6 +137,26 @@ impl Worker {
             "the kernel refuses to mark connections: replies take the node's own routes, by any link"
         );
         self.refused_reply_paths = Refused::new(&snapshot.reply_paths);
+        Ok(())
+    }
+
+    /// Forwards. If the kernel refuses the table that translates packets, tries it without a second chance for segments
+    /// of unknown connections: a kernel may lack `dup`.
+    fn forward_or_without_second_chance(&mut self, tried: &Arc<Snapshot>, check: bool) -> Result<(), EngineError> {
+        let result = self.forward(tried, check);
+        let has_second_chance = tried.links.values().any(|link| !link.addresses.is_empty());
+        let Err(error) = result else { return Ok(()) };
+        let is_possible = has_second_chance && error.is_about_packets() && !error.is_about_frames();
+        if !is_possible || self.forward(&without_second_chance(tried), false).is_err() {
+            return Err(error);
+        }
+        let cause = error_chain(&error);
+        tracing::warn!(
+            %error,
+            cause,
+            "the kernel refuses to hand segments on (nft_dup): connections older than a change of endpoints can break"
+        );
+        self.refused_second_chance = Refused::new(&tried.links);
         Ok(())
     }
 
@@ -313,6 +339,13 @@ fn is_same(known: &Option<Arc<Ruleset>>, ruleset: &Arc<Ruleset>) -> bool {
 /// The snapshot without connections to mark.
 fn without_marks(snapshot: &Snapshot) -> Arc<Snapshot> {
     Arc::new(Snapshot { reply_paths: Arc::default(), ..snapshot.clone() })
+}
+
+/// The snapshot without addresses to hand segments on to.
+fn without_second_chance(snapshot: &Snapshot) -> Arc<Snapshot> {
+    let mut links = snapshot.links.clone();
+    links.values_mut().for_each(|link| link.addresses.clear());
+    Arc::new(Snapshot { links, ..snapshot.clone() })
 }
 
 /// The snapshot without links to spread frames on.

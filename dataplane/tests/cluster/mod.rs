@@ -112,7 +112,9 @@ impl Cluster {
     pub fn plan(&self, node: u8, snapshot: &Snapshot) -> Arc<Ruleset> {
         let on_link = self.on_link.lock().expect("no panic");
         let others = on_link.iter().filter(|other| **other != node);
-        let link = Link { mac: mac(node), peers: others.map(|other| (name(*other), mac(*other))).collect() };
+        let peers = others.clone().map(|other| (name(*other), mac(*other))).collect();
+        let addresses = others.map(|other| (name(*other), [V4, V6].map(|net| sample::ip(&net.node(*other))).to_vec()));
+        let link = Link { mac: mac(node), peers, addresses: addresses.collect() };
         let links = [(LinkName::new("eth0").expect("a name"), link)].into();
         let pod_ranges = [format!("10.244.{node}.0/24"), format!("2001:db8:244:{node}::/64")];
         let pod_ranges = pod_ranges.iter().map(|range| range.parse().expect("a range")).collect();
@@ -149,6 +151,49 @@ impl Cluster {
     /// Removes this node from the links of the others.
     pub fn without(&self, node: u8) {
         self.on_link.lock().expect("no panic").retain(|other| *other != node);
+    }
+
+    /// The announcers forget where connections are.
+    pub fn forget_connections(&self) {
+        for node in &self.nodes {
+            for map in ["connections4", "connections6"] {
+                let flush = node.command("nft").args(["flush", "map", "netdev", "landfall", map]).status();
+                assert!(flush.expect("run nft").success(), "{map}");
+            }
+        }
+    }
+
+    /// The time for which the first node remembers the connection from this port of the client, as `nft` prints it.
+    pub fn memory_of(&self, net: Net, port: u16) -> Option<String> {
+        let map = if net == V4 { "connections4" } else { "connections6" };
+        let output = self.nodes[0].command("nft").args(["list", "map", "netdev", "landfall", map]).output();
+        let text = String::from_utf8(output.expect("run nft").stdout).expect("text");
+        let (_, entry) = text.split_once(&format!("{} . {port} . ", net.client))?;
+        let (_, rest) = entry.split_once(" expires ")?;
+        rest.split_whitespace().next().map(str::to_owned)
+    }
+
+    /// The nodes no longer track any connection.
+    pub fn forget_tracked_connections(&self) {
+        for node in &self.nodes {
+            let flush = node.command("conntrack").arg("-F").output().expect("run conntrack");
+            assert!(flush.status.success(), "{flush:?}");
+        }
+    }
+
+    /// From now on counts the TCP segments to the lb_ip on the LAN. The result returns their number.
+    pub fn count_segments(&self, net: Net) -> impl Fn() -> usize {
+        let (kind, address) = if net == V4 { ("ip", V4.lb_ip) } else { ("ip6", V6.lb_ip) };
+        let rule = format!("{kind} daddr {address} tcp dport 80 counter");
+        let chain = format!("chain forward {{ type filter hook forward priority 0;\n{rule}\n}}\n");
+        nft(&self.lan, &format!("table bridge segments {{\n{chain}}}\n"));
+        let lan = self.lan.clone();
+        move || {
+            let output = lan.command("nft").args(["list", "table", "bridge", "segments"]).output().expect("run nft");
+            let text = String::from_utf8(output.stdout).expect("text");
+            let mut words = text.split_whitespace().skip_while(|word| *word != "packets").skip(1);
+            words.next().expect("a count").parse().expect("a number")
+        }
     }
 
     /// The client's address on the LAN.

@@ -36,7 +36,11 @@ pub fn mac(node: &str) -> MacAddr {
 /// The link `eth0` of this node, with these nodes as peers on it.
 pub fn on_eth0(others: &[&str]) -> BTreeMap<LinkName, Link> {
     let peers = others.iter().map(|node| ((*node).to_owned(), mac(node))).collect();
-    [(LinkName::new("eth0").expect("a name"), Link { mac: mac(NODE), peers })].into()
+    let number = |node: &str| node.trim_start_matches('n').to_owned();
+    let addresses_of =
+        |node: &str| vec![ip(&format!("192.0.2.{}", number(node))), ip(&format!("2001:db8:1::{}", number(node)))];
+    let addresses = others.iter().map(|node| ((*node).to_owned(), addresses_of(node))).collect();
+    [(LinkName::new("eth0").expect("a name"), Link { mac: mac(NODE), peers, addresses })].into()
 }
 
 /// An empty snapshot of [`NODE`].

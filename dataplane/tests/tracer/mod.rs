@@ -277,6 +277,10 @@ impl Machine {
             | Expression::SetLinkHeader { .. }
             | Expression::DynsetDelete { .. }
             | Expression::Fwd => panic!("{expression:?} for a packet"),
+            // Only segments of unknown connections pass these.
+            Expression::LoadByte(_) | Expression::MaskXor { .. } | Expression::SetHopLimit(_) | Expression::Dup => {
+                panic!("{expression:?} for a packet")
+            }
         }
         Done::Goes
     }
@@ -422,5 +426,6 @@ fn holds(relation: Relation, registers: &[u8], value: &[u8]) -> bool {
         Relation::NotEqual => found != value,
         Relation::AtMost => found <= value,
         Relation::AtLeast => found >= value,
+        Relation::Above => found > value,
     }
 }

@@ -115,7 +115,7 @@ const FEATURES: [Feature; 8] = [
 ];
 
 /// Parts for which Landfall has a substitute, or that only some tests need.
-const OPTIONAL_FEATURES: [Feature; 3] = [
+const OPTIONAL_FEATURES: [Feature; 4] = [
     Feature {
         subject: "nft netdev, fwd",
         needed: "to spread frames; without it, Landfall translates",
@@ -133,6 +133,19 @@ const OPTIONAL_FEATURES: [Feature; 3] = [
         option: "CONFIG_NFT_HASH",
         script: "table ip t {
                    chain c { type filter hook prerouting priority 0; meta mark set jhash ip saddr mod 64 seed 0x4c66; }
+                 }",
+    },
+    Feature {
+        subject: "nft dup",
+        needed: "open connections of moved slots; without it, they can break",
+        option: "CONFIG_NFT_DUP_IPV4, CONFIG_NFT_DUP_IPV6",
+        script: "table ip t {
+                   map next { type mark : ipv4_addr; }
+                   chain c { type filter hook prerouting priority 0; dup to meta mark map @next; }
+                 }
+                 table ip6 t {
+                   map next { type mark : ipv6_addr; }
+                   chain c { type filter hook prerouting priority 0; dup to meta mark map @next; }
                  }",
     },
     Feature {

@@ -145,8 +145,9 @@ fn advertisement(n: u8, state: u8) -> Advertisement {
 }
 
 fn peer_links(n: u8, lan: u8) -> PeerLinks {
-    let networks = vec![format!("192.0.{lan}.0/24").parse().expect("a network")];
-    PeerLinks { links: vec![PeerLink { name: "eth0".into(), mac: mac(n).to_string(), networks }] }
+    let address: ipnet::IpNet = format!("192.0.{lan}.{n}/24").parse().expect("an address");
+    let (networks, addresses) = (vec![address.trunc()], vec![address]);
+    PeerLinks { links: vec![PeerLink { name: "eth0".into(), mac: mac(n).to_string(), networks, addresses }] }
 }
 
 fn mac(n: u8) -> MacAddr {

@@ -238,6 +238,7 @@ pub(super) fn decode_element(table: Table, set: &Set, item: Attributes<'_>) -> O
         (SetId::Ways, KeyParts::DispatchId(id), ElementValue::Goto(ChainName::Dispatch(dispatch))) => {
             DispatchId::new(*dispatch) == *id
         }
+        (SetId::Tries, _, ElementValue::Goto(ChainName::Tries(_))) => true,
         (SetId::Remember, _, ElementValue::Goto(ChainName::Remember(_))) => true,
         (SetId::Refused, _, ElementValue::Goto(ChainName::Refuse { .. }) | ElementValue::Return) => true,
         _ => set.data != Data::Verdict,

@@ -167,6 +167,7 @@ pub enum Relation {
     Equal = 0,
     NotEqual = 1,
     AtMost = 3,
+    Above = 4,
     AtLeast = 5,
 }
 
@@ -237,6 +238,8 @@ pub enum Expression {
     },
     /// Loads 0.
     LoadZero,
+    /// Loads this byte.
+    LoadByte(u8),
     /// Overwrites bytes of the Ethernet header.
     SetLinkHeader {
         offset: u32,
@@ -253,6 +256,11 @@ pub enum Expression {
     SetPortUnchecked,
     /// Sends the packet out by the interface with this index (`fwd`).
     Fwd,
+    /// Overwrites the time to live and the byte after it, and corrects the checksum; or overwrites the hop limit.
+    SetHopLimit(Family),
+    /// Sends a copy of the packet to the node with the address in the first register (`dup`). The packet keeps its
+    /// destination. The copy is not tracked, and has one hop less.
+    Dup,
     SetMeta(Meta),
     SetCtMark,
     /// Keeps these bits (`bitwise`).
@@ -261,6 +269,11 @@ pub enum Expression {
     MaskOr {
         mask: u32,
         or: u32,
+    },
+    /// Keeps the bits of `mask`, and inverts those of `xor`.
+    MaskXor {
+        mask: [u8; 2],
+        xor: [u8; 2],
     },
     /// Continues if the register is in this relation to a value in network byte order (`cmp`).
     Compare {

@@ -108,8 +108,8 @@ impl Requests {
                     w.u32(SET_DESC_SIZE, size);
                 });
             }
-            if set.per_service {
-                let interval = u32::try_from(layout::GC_INTERVAL.as_millis()).expect("invariant: less than 49 days");
+            if let Some(interval) = set.gc_interval() {
+                let interval = u32::try_from(interval.as_millis()).expect("invariant: less than 49 days");
                 w.u32(SET_GC_INTERVAL, interval);
             }
             if let Some(lengths) = set.field_lengths() {

@@ -108,8 +108,8 @@ fn a_dispatch() -> impl Strategy<Value = Dispatch> {
 
 fn elements_of(table: Table) -> BoxedStrategy<Elements> {
     use SetId::{
-        Addresses, Begun, ClusterIps, Endpoints, Hairpin, Inside, Local, NodePorts, Nodes, Refused, Remember, Services,
-        Sources, Traffic, Ways,
+        Addresses, Begun, ClusterIps, Endpoints, Hairpin, Inside, Local, NodePorts, Nodes, Refused, Remember, Rings,
+        Services, Sources, Successors, Traffic, Tries, Ways,
     };
     let Some(family) = table.family() else { return elements_of_frames().boxed() };
     let element = move |set, key, value| (ElementKey::In(table, set, key), value);
@@ -126,7 +126,14 @@ fn elements_of(table: Table) -> BoxedStrategy<Elements> {
     let any_element = prop_oneof![
         address().prop_map(move |a| present(Addresses, KeyParts::Address(a))),
         (port.clone(), id.clone()).prop_map(move |(port, id)| element(Services, port, id)),
-        (port.clone(), id).prop_map(move |(port, id)| element(Inside, port, id)),
+        (port.clone(), id.clone()).prop_map(move |(port, id)| element(Inside, port, id)),
+        (port.clone(), id).prop_map(move |(port, id)| element(Rings, port, id)),
+        (any::<u32>(), any::<u8>()).prop_map(move |(ring, others)| {
+            element(Tries, KeyParts::DispatchId(DispatchId(ring)), goto(ChainName::Tries(others)))
+        }),
+        (any::<u32>(), address()).prop_map(move |(ring, next)| {
+            element(Successors, KeyParts::DispatchId(DispatchId(ring)), ElementValue::Address(next))
+        }),
         a_dispatch().prop_map(move |dispatch| {
             let key = KeyParts::DispatchId(DispatchId::new(dispatch));
             element(Ways, key, goto(ChainName::Dispatch(dispatch)))
@@ -340,7 +347,7 @@ fn variable_chains(table: Table) -> Vec<ChainName> {
     let reply_path =
         [ChainName::MarkConnection(link, mark), ChainName::MarkForwardedReply(mark), ChainName::MarkLocalReply(mark)];
     let dispatches = dispatches.map(ChainName::Dispatch).into_iter();
-    dispatches.chain(reply_path).chain([ChainName::Remember(10_800)]).collect()
+    dispatches.chain(reply_path).chain([ChainName::Remember(10_800), ChainName::Tries(2)]).collect()
 }
 
 /// All fixed chains of all tables, and some chains that exist only while they are needed.

@@ -4,7 +4,8 @@ use crds::Backend;
 use crds::service::Family;
 
 use super::fields::{FRONTEND, Field};
-use super::rule::{ChainRule, SCTP, TCP, UDP, equals, is_not_zero};
+use super::rule::{ChainRule, SCTP, STATE_INVALID, STATE_UNTRACKED, TCP, UDP, equals, is_not_zero};
+use super::second_chance;
 use super::{Chain, Hook};
 use crate::nft::chain_name::ChainName;
 use crate::nft::codec::expression::{Ct, Expression, Header, Meta, Register, Relation, Verdict};
@@ -31,9 +32,11 @@ const POSTROUTING: u32 = 4;
 /// The chain that drops packets of forbidden clients, and the set that counts them.
 const DENIED: &str = "denied";
 /// The chain that counts and drops packets that no Service on this node serves.
-const STRAY: &str = "stray";
+pub(super) const STRAY: &str = "stray";
 /// The chain for untranslated packets to an lb_ip.
 const UNSERVED: &str = "unserved";
+/// The chain for untranslated packets from this node to an lb_ip.
+const UNSERVED_HERE: &str = "unserved-here";
 /// The chain for packets that belong to no connection.
 const INVALID: &str = "invalid";
 /// The chain for packets of connections without a reply so far, and for packets of no connection.
@@ -48,8 +51,6 @@ const RTN_LOCAL: u32 = 2;
 const IPS_DST_NAT: u32 = 1 << 5;
 /// The packet belongs to a connection with a reply, in either direction: bit 1 + IP_CT_ESTABLISHED.
 const STATE_ESTABLISHED: u32 = 1 << 1;
-/// The packet belongs to no connection (NF_CT_STATE_INVALID_BIT).
-const STATE_INVALID: u32 = 1;
 /// The types of an echo request in ICMP and ICMPv6.
 const ECHO_REQUEST: u8 = 8;
 const ECHO_REQUEST_V6: u8 = 128;
@@ -76,6 +77,7 @@ pub(super) fn chains(family: Family) -> Vec<Chain> {
         Chain::regular(refuse(true), [vec![deny_other_sources(family)], refuse_rules(family)].concat()),
         Chain::regular(STRAY, count_then_drop(family, &[Field::Destination], "strays")),
         Chain::regular(UNSERVED, unserved_rules(family)),
+        Chain::regular(UNSERVED_HERE, vec![pass_untracked(family), ChainRule::new(family).goto(UNSERVED)]),
         Chain::regular("learn", learn_rules(family)),
         Chain::regular(INVALID, invalid_rules(family)),
         Chain::regular(UNESTABLISHED, vec![goto_invalid(family), goto_unserved(rule())]),
@@ -87,7 +89,7 @@ pub(super) fn chains(family: Family) -> Vec<Chain> {
         base("late-output", "nat", OUTPUT, AFTER_DSTNAT, vec![drop_unproxied(family)]),
         base("nat-postrouting", "nat", POSTROUTING, BEFORE_SRCNAT, postrouting_rules(family)),
         base("filter-prerouting", "filter", PREROUTING, AFTER_DSTNAT, vec![to_unestablished]),
-        base("filter-output", "filter", OUTPUT, AFTER_DSTNAT, vec![goto_unserved(if_unestablished(family))]),
+        base("filter-output", "filter", OUTPUT, AFTER_DSTNAT, vec![goto_unserved_here(if_unestablished(family))]),
     ]
 }
 
@@ -198,6 +200,7 @@ fn learn_rules(family: Family) -> Vec<ChainRule> {
 pub(super) fn optional_chain(family: Family, chain: OptionalChain) -> Chain {
     let learn = if_translated(family).goto("learn");
     let (kind, number, priority, rule) = match chain {
+        OptionalChain::SecondChance => return second_chance::base_chain(family),
         // Before translation. All packets of the node traverse this chain, including those of other programs. Replies
         // are not counted: the chain would have to look up their connection, at twice the cost.
         OptionalChain::CountTraffic => {
@@ -241,8 +244,12 @@ fn if_unestablished(family: Family) -> ChainRule {
 }
 
 fn goto_invalid(family: Family) -> ChainRule {
-    let is_invalid = [load_ct(Ct::State), Expression::Mask(STATE_INVALID.to_ne_bytes().into()), is_not_zero(4)];
-    ChainRule::new(family).push(is_invalid, "ct state invalid").l4proto(TCP).goto(INVALID)
+    ChainRule::new(family).has_state(STATE_INVALID).l4proto(TCP).goto(INVALID)
+}
+
+/// A copy of a segment that this node hands on to another one is not tracked.
+fn pass_untracked(family: Family) -> ChainRule {
+    ChainRule::new(family).has_state(STATE_UNTRACKED).verdict(Verdict::Return)
 }
 
 /// Drops a segment that belongs to no connection, or that is outside its window.
@@ -252,10 +259,13 @@ fn goto_invalid(family: Family) -> ChainRule {
 /// a reset, which breaks the connection at the endpoint. A segment to an lb_ip must not be refused either: its
 /// connection may be valid. The connection of a segment is unknown here. So the rules drop segments from pods of this
 /// node, and from the endpoints in `elsewhere`.
+///
+/// A segment without SYN to an lb_ip may belong to a connection of another node, so it is handed on first.
 fn invalid_rules(family: Family) -> Vec<ChainRule> {
     let rule = || ChainRule::new(family);
     let endpoint = [Field::Source, Field::Protocol, Field::SourcePort];
     vec![
+        second_chance::hand_on(family),
         rule().lookup(&[Field::Destination], "addresses").goto(STRAY),
         rule().lookup(&[Field::Source], "pods").verdict(Verdict::Drop),
         rule().has_transport(TCP).lookup(&endpoint, "elsewhere").verdict(Verdict::Drop),
@@ -332,6 +342,11 @@ fn answer_ping(family: Family) -> ChainRule {
 /// `… ip daddr @addresses goto unserved`
 fn goto_unserved(rule: ChainRule) -> ChainRule {
     rule.lookup(&[Field::Destination], "addresses").goto(UNSERVED)
+}
+
+/// `… ip daddr @addresses goto unserved-here`
+fn goto_unserved_here(rule: ChainRule) -> ChainRule {
+    rule.lookup(&[Field::Destination], "addresses").goto(UNSERVED_HERE)
 }
 
 fn load_ct(key: Ct) -> Expression {

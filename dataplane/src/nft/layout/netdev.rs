@@ -3,9 +3,10 @@
 //! ```text
 //!   on-eth0: to an lb_ip in spread? ──▶ spread
 //!
-//!   spread: from a peer, or not to this node's MAC address ──▶ stays here
+//!   spread: from a peer ──▶ final: stays here; not to this node's MAC address ──▶ stays here
 //!           fragment ──▶ wholes [ lb_ip . proto ] ──▶ fragments ─────────────┐
-//!           ICMP error ──▶ classes, by the quoted packet ──▶ quoted ─────────┤
+//!           ICMP error ──▶ connections, by the quoted packet ──▶ send        │
+//!                      └─▶ classes, by the quoted packet ──▶ quoted ─────────┤
 //!           open TCP connection ──▶ connections [ 4-tuple ] ──▶ known        ├──▶ hop ──▶ send
 //!           any other ──▶ classes [ lb_ip . proto . port ] ──▶ flow, clients ┘
 //!                                                             │
@@ -21,6 +22,7 @@ use crds::service::Family;
 
 use super::fields::{FRONTEND, Field, MAC_LENGTH, SOURCE_MAC, print_offset};
 use super::rule::{ChainRule, TCP, equals, is_not_zero};
+use super::second_chance::MAX_HOPS;
 use super::{Chain, Hook};
 use crate::link_name::LinkName;
 use crate::nft::chain_name::ChainName;
@@ -34,17 +36,20 @@ pub const FIRST_CLIENT_SLOT: u32 = 2048;
 const INGRESS: u32 = 0;
 /// The priority of the chain. Programs that filter frames run before it.
 const PRIORITY: i32 = 0;
-/// A TCP connection stays on its node for this many seconds after its last packet, even if the share table changes.
-/// After a longer silence, the connection follows the share table again. So it moves if its slot has another node by
-/// then. An application can prevent this with TCP keepalives at a shorter interval; the default of Linux is two hours.
-const CONNECTION_TIMEOUT: u32 = 120;
+/// A TCP connection is remembered for this many seconds after the client sent data: a day. Connection tracking forgets
+/// an idle connection after five days, but here clients that vanish must not fill the map for days. A segment of a
+/// forgotten connection takes the detour of `second_chance`.
+const OPEN_TIMEOUT: u32 = 86_400;
+/// A connection is remembered for this many seconds after its first segment, until the client sends data, and after its
+/// end. So segments that belong to no connection fill the map only if an address sends several.
+const UNUSED_TIMEOUT: u32 = 30;
+/// The flags of TCP segments, with their names in `nft` (RFC 9293 §3.1).
+const PSH: (u8, &str) = (8, "psh");
+const FIN_OR_RST: (u8, &str) = (5, "fin,rst");
 /// The ICMP types that quote a packet (RFC 792), with their names in `nft`.
 const ICMP_ERRORS: [(u8, &str); 3] = [(3, "destination-unreachable"), (11, "time-exceeded"), (12, "parameter-problem")];
 /// The last ICMPv6 type that quotes a packet; the first is 1, and 0 is unused (RFC 4443 §2.1).
 const LAST_ICMPV6_ERROR: u8 = 4;
-/// The offset of the TCP flags, and the flag that begins a connection (RFC 9293 §3.1).
-const TCP_FLAGS: u32 = 13;
-const SYN: u8 = 2;
 
 /// `iifname . ether daddr`
 const LINK_MAC: &[Field] = &[Field::LinkName, Field::DestinationMac];
@@ -59,7 +64,7 @@ pub(super) fn chains() -> Vec<Chain> {
 }
 
 /// The fixed chains of one family.
-fn family_chains(family: Family) -> [Chain; 8] {
+fn family_chains(family: Family) -> [Chain; 12] {
     let chain = |name, rules| Chain::regular(with_family(family, name), rules);
     let by_flow = &[Field::Source, Field::SourcePort, Field::DestinationPort][..];
     let by_quoted = &[Field::QuotedDestination, Field::QuotedDestinationPort, Field::QuotedSourcePort][..];
@@ -70,12 +75,16 @@ fn family_chains(family: Family) -> [Chain; 8] {
     let quoted = [hash_rules(family, by_quoted, 0, "hop"), client_hash_rules(family, quoted_client, "hop")];
     [
         chain("learn", learn_rules(family)),
+        chain("renew", renew_rules(family)),
         chain("hop", hop_rules(&with_family(family, "learn"))),
         chain("fragments", client_hash_rules(family, client, "hop")),
         chain("clients", client_hash_rules(family, client, &hop_and_learn)),
         chain("flow", flow_or_clients.concat()),
         chain("quoted", quoted.concat()),
+        chain("errors", error_rules(family)),
         chain("known", known_rules(family)),
+        chain("returned", returned_rules(family)),
+        chain("final", vec![goto_returned(family)]),
         chain("spread", spread_rules(family)),
     ]
 }
@@ -98,7 +107,7 @@ fn spread_rules(family: Family) -> Vec<ChainRule> {
     let class = [Field::Destination, Field::Protocol];
     let fragment = set_mac(is_fragment(family), &class, &with_family(family, "wholes"));
     let mut rules = vec![
-        from_peer.verdict(Verdict::Accept),
+        from_peer.goto(&with_family(family, "final")),
         to_other.verdict(Verdict::Accept),
         fragment.goto(&with_family(family, "fragments")),
         is_fragment(family).verdict(Verdict::Accept),
@@ -109,29 +118,38 @@ fn spread_rules(family: Family) -> Vec<ChainRule> {
     rules
 }
 
-/// An ICMP error goes to the node that sent the quoted packet. The quoted packet is a reply. With its source and
-/// destination exchanged, it belongs to the flow whose packets come here.
+/// Leads ICMP errors to [`error_rules`].
 fn icmp_error_rules(family: Family) -> Vec<ChainRule> {
-    let to_quoted = |comparison, text| {
-        let key = [Field::Destination, Field::QuotedProtocol, Field::QuotedSourcePort];
+    let to_errors = |comparison, text| {
         let is_error = ChainRule::new(family).has_family().icmp_type([comparison], text);
-        set_mac(is_error, &key, &with_family(family, "classes")).goto(&with_family(family, "quoted"))
+        is_error.goto(&with_family(family, "errors"))
     };
     match family {
-        Family::V4 => ICMP_ERRORS.map(|(kind, name)| to_quoted((Relation::Equal, kind), name)).into(),
-        Family::V6 => vec![to_quoted((Relation::AtMost, LAST_ICMPV6_ERROR), "<= parameter-problem")],
+        Family::V4 => ICMP_ERRORS.map(|(kind, name)| to_errors((Relation::Equal, kind), name)).into(),
+        Family::V6 => vec![to_errors((Relation::AtMost, LAST_ICMPV6_ERROR), "<= parameter-problem")],
     }
+}
+
+/// An ICMP error goes to the node that sent the quoted packet. The quoted packet is a reply. With its source and
+/// destination exchanged, it belongs to the flow whose packets come here: a remembered connection, or any other flow.
+fn error_rules(family: Family) -> Vec<ChainRule> {
+    let port = [Field::Destination, Field::QuotedProtocol, Field::QuotedSourcePort];
+    let connection =
+        [Field::QuotedDestination, Field::QuotedDestinationPort, Field::Destination, Field::QuotedSourcePort];
+    let with = |key: &[Field], map: &str| {
+        set_mac(ChainRule::new(family).has_ethernet_and_family(), key, &with_family(family, map))
+    };
+    vec![with(&connection, "connections").goto("send"), with(&port, "classes").goto(&with_family(family, "quoted"))]
 }
 
 /// Deletes the entry with the addresses and ports of a SYN, since the SYN begins a new connection. Then sends packets
 /// of the remembered connections on.
 fn tcp_rules(family: Family) -> Vec<ChainRule> {
-    let connections = with_family(family, "connections");
-    let begins = has_syn(family, Relation::NotEqual, "syn").has_ethernet_and_family();
+    let begins = ChainRule::new(family).has_syn(Relation::NotEqual, "syn");
     let is_tcp = ChainRule::new(family).has_transport(TCP).has_ethernet_and_family();
     vec![
-        begins.delete(&connections, CONNECTION, &[Field::DestinationMac]),
-        set_mac(is_tcp, CONNECTION, &connections).goto(&with_family(family, "known")),
+        forget(family, begins),
+        set_mac(is_tcp, CONNECTION, &with_family(family, "connections")).goto(&with_family(family, "known")),
     ]
 }
 
@@ -139,17 +157,56 @@ fn tcp_rules(family: Family) -> Vec<ChainRule> {
 fn known_rules(family: Family) -> Vec<ChainRule> {
     let stays = ChainRule::new(family).has_ethernet().lookup(LINK_MAC, "alive");
     let moves = classify(family);
-    vec![stays.goto(&with_family(family, "learn")), moves.goto(&with_family(family, "flow")), restore_own_mac()]
+    vec![
+        stays.goto(&with_family(family, "renew")),
+        // An update would keep the dead node.
+        forget(family, ChainRule::new(family).has_transport(TCP)),
+        moves.goto(&with_family(family, "flow")),
+        restore_own_mac(),
+    ]
 }
 
 /// Remembers the node of a TCP connection, but not of a SYN: a client could send any number of SYNs.
 fn learn_rules(family: Family) -> Vec<ChainRule> {
-    let is_open = has_syn(family, Relation::Equal, "! syn").has_ethernet_and_family();
-    let connections = with_family(family, "connections");
+    let is_open = ChainRule::new(family).has_syn(Relation::Equal, "! syn");
+    vec![remember(family, is_open, UNUSED_TIMEOUT), ChainRule::new(family).goto("send")]
+}
+
+/// Remembers a known connection for longer if the client sends data, and for a short time if it ends. An
+/// acknowledgement changes nothing: it may be the last one after the end.
+fn renew_rules(family: Family) -> Vec<ChainRule> {
+    let has_flag = |(bits, name)| ChainRule::new(family).has_tcp_flags(bits, Relation::NotEqual, name);
     vec![
-        is_open.update(&connections, CONNECTION, CONNECTION_TIMEOUT, &[Field::DestinationMac]),
+        remember(family, has_flag(PSH), OPEN_TIMEOUT),
+        remember(family, has_flag(FIN_OR_RST), UNUSED_TIMEOUT),
         ChainRule::new(family).goto("send"),
     ]
+}
+
+/// Stores the destination MAC address for the connection of a segment, or restarts the timeout of its entry.
+fn remember(family: Family, segment: ChainRule, seconds: u32) -> ChainRule {
+    let connections = with_family(family, "connections");
+    segment.has_ethernet_and_family().update(&connections, CONNECTION, seconds, &[Field::DestinationMac])
+}
+
+/// Deletes the entry of the connection of a segment.
+fn forget(family: Family, segment: ChainRule) -> ChainRule {
+    let connections = with_family(family, "connections");
+    segment.has_ethernet_and_family().delete(&connections, CONNECTION, &[Field::DestinationMac])
+}
+
+/// A frame from a peer stays here, whatever this rule decides.
+fn goto_returned(family: Family) -> ChainRule {
+    let packet = ChainRule::new(family).has_family();
+    packet.hop_limit_at_most(MAX_HOPS).goto(&with_family(family, "returned"))
+}
+
+/// If another node has handed a segment on, this node may track its connection, and may be the announcer. So it keeps
+/// the next segments at once.
+fn returned_rules(family: Family) -> Vec<ChainRule> {
+    let segment = || ChainRule::new(family).has_transport(TCP);
+    // An update alone would keep the node in the entry.
+    vec![forget(family, segment()), remember(family, segment(), UNUSED_TIMEOUT)]
 }
 
 /// Resolves the marker of a pair to a MAC address, and goes to the chain `then`.
@@ -213,14 +270,6 @@ fn classify(family: Family) -> ChainRule {
 fn set_mac(rule: ChainRule, key: &[Field], map: &str) -> ChainRule {
     let key = rule.key(key);
     rule.has_ethernet().set_destination_mac(key, map)
-}
-
-/// A TCP segment with the flag SYN for [`Relation::NotEqual`], without it for [`Relation::Equal`].
-fn has_syn(family: Family, relation: Relation, text: &str) -> ChainRule {
-    let flags = Expression::Payload { header: Header::Transport, offset: TCP_FLAGS, length: 1, into: Register::FIRST };
-    let is_set = Expression::Compare { relation, value: vec![0] };
-    let segment = ChainRule::new(family).has_transport(TCP);
-    segment.push([flags, Expression::Mask(vec![SYN]), is_set], &format!("tcp flags {text}"))
 }
 
 /// A fragment: it has an offset or the flag More Fragments (RFC 791 §3.1), or a fragment header (RFC 8200 §4.5).

@@ -7,13 +7,22 @@
 use crds::service::Family;
 
 use super::fields::{DESTINATION_MAC, Field, Key, MAC_LENGTH};
-use crate::nft::codec::expression::{Expression, Header, Meta, Register, Relation, Verdict};
+use crate::nft::codec::expression::{Ct, Expression, Header, Meta, Register, Relation, Verdict};
 
 pub(super) const ICMP: u8 = 1;
 pub(super) const TCP: u8 = 6;
 pub(super) const UDP: u8 = 17;
 pub(super) const ICMPV6: u8 = 58;
 pub(super) const SCTP: u8 = 132;
+/// The offset of the TCP flags, and the flag that begins a connection (RFC 9293 §3.1).
+const TCP_FLAGS: u32 = 13;
+const SYN: u8 = 2;
+/// The time to live or hop limit: its name in `nft`, and its offset in the header (RFC 791 §3.1, RFC 8200 §3).
+const HOP_LIMIT_V4: (&str, u32) = ("ip ttl", 8);
+const HOP_LIMIT_V6: (&str, u32) = ("ip6 hoplimit", 7);
+/// A packet belongs to no connection, or is not tracked: a bit (NF_CT_STATE_*), and its name in `nft`.
+pub(super) const STATE_INVALID: (u32, &str) = (1, "invalid");
+pub(super) const STATE_UNTRACKED: (u32, &str) = (1 << 6, "untracked");
 /// ARPHRD_ETHER.
 const ETHERNET: u16 = 1;
 /// The timeout of elements with counters that rules add, in seconds: a day. So no element of a deleted Service stays
@@ -91,6 +100,65 @@ impl ChainRule {
     /// `meta l4proto PROTOCOL`
     pub(super) fn l4proto(self, protocol: u8) -> Self {
         self.push(is_protocol(protocol), &format!("meta l4proto {}", protocol_name(protocol)))
+    }
+
+    /// `tcp flags …`: a segment with the flag SYN for [`Relation::NotEqual`], without it for [`Relation::Equal`].
+    pub(super) fn has_syn(self, relation: Relation, text: &str) -> Self {
+        self.has_tcp_flags(SYN, relation, text)
+    }
+
+    /// `tcp flags …`: a segment with any of these flags for [`Relation::NotEqual`], with none of them for
+    /// [`Relation::Equal`].
+    pub(super) fn has_tcp_flags(self, bits: u8, relation: Relation, text: &str) -> Self {
+        let into = Register::FIRST;
+        let flags = Expression::Payload { header: Header::Transport, offset: TCP_FLAGS, length: 1, into };
+        let is_set = Expression::Compare { relation, value: vec![0] };
+        self.has_transport(TCP).push([flags, Expression::Mask(vec![bits]), is_set], &format!("tcp flags {text}"))
+    }
+
+    /// `ct state STATE`
+    pub(super) fn has_state(self, (bit, name): (u32, &str)) -> Self {
+        let load = Expression::Ct { key: Ct::State, into: Register::FIRST };
+        let mask = Expression::Mask(bit.to_ne_bytes().into());
+        self.push([load, mask, is_not_zero(4)], &format!("ct state {name}"))
+    }
+
+    /// `ip ttl > VALUE`: more hops left than this.
+    pub(super) fn hop_limit_above(self, value: u8) -> Self {
+        self.compare_hop_limit((Relation::Above, ">"), value)
+    }
+
+    /// `ip ttl <= VALUE`: at most this number of hops left.
+    pub(super) fn hop_limit_at_most(self, value: u8) -> Self {
+        self.compare_hop_limit((Relation::AtMost, "<="), value)
+    }
+
+    fn compare_hop_limit(self, (relation, sign): (Relation, &str), value: u8) -> Self {
+        let (name, offset) = hop_limit(self.family);
+        let load = Expression::Payload { header: Header::Network, offset, length: 1, into: Register::FIRST };
+        let text = format!("{name} {sign} {value}");
+        self.push([load, Expression::Compare { relation, value: vec![value] }], &text)
+    }
+
+    /// `ip ttl set VALUE`
+    pub(super) fn set_hop_limit(self, value: u8) -> Self {
+        let (family, (name, offset)) = (self.family, hop_limit(self.family));
+        let into = Register::FIRST;
+        let load = match family {
+            // The checksum has 16 bits, so the byte after the time to live is written as well.
+            Family::V4 => vec![
+                Expression::Payload { header: Header::Network, offset, length: 2, into },
+                Expression::MaskXor { mask: [0, 0xff], xor: [value, 0] },
+            ],
+            Family::V6 => vec![Expression::LoadByte(value)],
+        };
+        self.push(load.into_iter().chain([Expression::SetHopLimit(family)]), &format!("{name} set {value}"))
+    }
+
+    /// `dup to KEY map @MAP`
+    pub(super) fn dup(self, key: &[Field], map: &str) -> Self {
+        let key = self.key(key);
+        self.map("dup to", key, map, Expression::Dup)
     }
 
     /// `icmp type …`, with `text` for these comparisons.
@@ -204,6 +272,13 @@ fn ether_type(family: Family) -> u16 {
     }
 }
 
+fn hop_limit(family: Family) -> (&'static str, u32) {
+    match family {
+        Family::V4 => HOP_LIMIT_V4,
+        Family::V6 => HOP_LIMIT_V6,
+    }
+}
+
 fn family_name(family: Family) -> &'static str {
     match family {
         Family::V4 => "ip",
@@ -221,7 +296,7 @@ fn protocol_name(number: u8) -> &'static str {
 }
 
 /// A duration as `nft` prints it: `1d2h3m4s`.
-fn print_duration(seconds: u32) -> String {
+pub fn print_duration(seconds: u32) -> String {
     let mut left = seconds;
     let mut text = String::new();
     for (unit, name) in [(86_400, "d"), (3_600, "h"), (60, "m"), (1, "s")] {

@@ -65,6 +65,10 @@ declare_sets! {
         Endpoints = map("endpoints", &[A, Protocol, Port, Integer], ENDPOINT, "endpoints of each port, by index")
             .per_service();
         Remember = map("remember", FRONTEND, Data::Verdict, "chain for each port with session affinity").per_service();
+        Rings = map("rings", FRONTEND, DISPATCH, "number of the ring of nodes that may know a TCP connection")
+            .per_service();
+        Tries = map("tries", &[Priority], Data::Verdict, "chains that hand segments on, by the number of the ring");
+        Successors = map("successors", &[Priority], ADDRESS, "next node, by the number of the ring");
         Affinity = map("affinity", &[A, A, Protocol, Port], ENDPOINT, "endpoint of each client; filled by rules")
             .dynamic(AFFINITY_SIZE);
         Local = set("local", &[A, A], "endpoints on this node, which see the client's address").per_service();
@@ -218,6 +222,15 @@ impl Set {
         Self { per_service: true, ..self }
     }
 
+    /// The time between two searches for expired elements; `None`: elements have no timeout.
+    pub fn gc_interval(&self) -> Option<Duration> {
+        match (self.per_service, self.dynamic) {
+            (true, _) => Some(NEVER),
+            (false, Some(_)) => Some(EXPIRED),
+            (false, None) => None,
+        }
+    }
+
     /// The types of the parts of a key.
     pub fn key(&self) -> impl ExactSizeIterator<Item = Type> + Clone {
         self.resolve(self.key)
@@ -289,8 +302,11 @@ impl Set {
     }
 }
 
-/// The `gc-interval` of a set whose elements never expire: a long time in whole days, as `nft` prints it.
-pub const GC_INTERVAL: Duration = Duration::from_hours(24);
+/// The `gc-interval` of a set whose elements never expire: a long time.
+const NEVER: Duration = Duration::from_hours(24);
+/// The `gc-interval` of a set that rules fill. The kernel walks the whole set each time, so the default of one second
+/// is too short for 2^18 elements.
+const EXPIRED: Duration = Duration::from_secs(30);
 /// The least size of a set with elements of each Service.
 const MIN_SIZE: u32 = 768;
 /// The greatest size.

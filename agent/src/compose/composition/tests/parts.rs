@@ -134,33 +134,41 @@ fn reply_links_exclude_pod_links_and_unused_families() {
 
 #[test]
 fn links_have_only_heard_nodes_of_the_same_network() {
-    let link = |name: &str, mac: &str, network: &str| PeerLink {
-        name: name.into(),
-        mac: mac.into(),
-        networks: vec![network.parse().expect("a network")],
+    let link = |name: &str, mac: &str, address: &str| {
+        let address: IpNet = address.parse().expect("an address");
+        let (networks, addresses) = (vec![address.trunc()], vec![address]);
+        PeerLink { name: name.into(), mac: mac.into(), networks, addresses }
     };
     let peer = |node: &str, links: &[PeerLink]| (node.to_owned(), Arc::new(PeerLinks { links: links.to_vec() }));
-    let lan = |last: u8| link("eth0", &format!("02:00:00:00:00:{last:02x}"), "192.0.2.0/24");
-    let storage = |last: u8| link("eth1", &format!("02:00:00:00:01:{last:02x}"), "198.51.100.0/24");
+    let lan = |last: u8| link("eth0", &format!("02:00:00:00:00:{last:02x}"), &format!("192.0.2.{last}/24"));
+    let storage = |last: u8| link("eth1", &format!("02:00:00:00:01:{last:02x}"), &format!("198.51.100.{last}/24"));
     let mut objects = objects();
     for name in ["n2", "n3", "n4", "twin"] {
         objects.nodes.insert(name.into(), Arc::new(Node { name: name.into(), ..Node::default() }));
     }
     objects.peer_links = [
         peer("n1", &[lan(1), storage(1)]),
-        peer("n2", &[link("ens3", "02:00:00:00:00:02", "192.0.2.0/24")]),
+        peer("n2", &[link("ens3", "02:00:00:00:00:02", "192.0.2.2/24")]),
         peer("n3", &[lan(3), storage(3)]),
-        peer("n4", &[link("eth0", "02:00:00:00:00:04", "203.0.113.0/24")]),
+        peer("n4", &[link("eth0", "02:00:00:00:00:04", "203.0.113.4/24")]),
         peer("twin", &[lan(1)]),
         peer("gone", &[lan(9)]),
     ]
     .into();
     let mac = |fifth: u8, last: u8| MacAddr(2, 0, 0, 0, fifth, last);
     let name = |name: &str| LinkName::new(name).expect("a name");
-    let peers = |peers: &[(&str, MacAddr)]| peers.iter().map(|(node, mac)| ((*node).to_owned(), *mac)).collect();
+    let link_with = |own: MacAddr, network: &str, peers: &[(&str, MacAddr)]| Link {
+        mac: own,
+        peers: peers.iter().map(|(node, mac)| ((*node).to_owned(), *mac)).collect(),
+        addresses: peers
+            .iter()
+            .map(|(node, mac)| ((*node).to_owned(), vec![format!("{network}.{}", mac.5).parse().expect("an address")]))
+            .collect(),
+    };
+    let (lan_net, storage_net) = ("192.0.2", "198.51.100");
     let expected = BTreeMap::from([
-        (name("eth0"), Link { mac: mac(0, 1), peers: peers(&[("n2", mac(0, 2)), ("n3", mac(0, 3))]) }),
-        (name("eth1"), Link { mac: mac(1, 1), peers: peers(&[("n3", mac(1, 3))]) }),
+        (name("eth0"), link_with(mac(0, 1), lan_net, &[("n2", mac(0, 2)), ("n3", mac(0, 3))])),
+        (name("eth1"), link_with(mac(1, 1), storage_net, &[("n3", mac(1, 3))])),
     ]);
     assert_eq!(objects.composition("n1").dataplane.links, expected);
     assert_eq!(objects.composition("n4").dataplane.links, BTreeMap::new(), "no other node on its link");
@@ -170,7 +178,7 @@ fn links_have_only_heard_nodes_of_the_same_network() {
     neighbours.record("eth0", "n3", mac(0, 9));
     neighbours.record("eth0", "n4", mac(0, 4));
     objects.neighbours = Some(neighbours.clone());
-    let heard = BTreeMap::from([(name("eth0"), Link { mac: mac(0, 1), peers: peers(&[("n2", mac(0, 2))]) })]);
+    let heard = BTreeMap::from([(name("eth0"), link_with(mac(0, 1), lan_net, &[("n2", mac(0, 2))]))]);
     assert_eq!(objects.composition("n1").dataplane.links, heard);
     neighbours.record("eth0", "n3", mac(0, 3));
     neighbours.record("eth1", "n3", mac(1, 3));

@@ -182,6 +182,7 @@ mod tests {
                             | SetLinkHeader { .. }
                             | SetDestination(_)
                             | SetPort { .. }
+                            | SetHopLimit(_)
                             | SetPortUnchecked
                             | RejectReset
                     )

@@ -53,6 +53,11 @@ impl Expression {
                 data.nest(IMMEDIATE_DATA, |data| encode_value(&[0; 4], data));
                 "immediate"
             }
+            Self::LoadByte(byte) => {
+                data.u32(IMMEDIATE_DREG, Register::FIRST.number());
+                data.nest(IMMEDIATE_DATA, |data| encode_value(&[*byte], data));
+                "immediate"
+            }
             Self::FibSourceType { into } => {
                 data.u32(FIB_FLAGS, FIB_SADDR).u32(FIB_RESULT, FIB_ADDRTYPE).u32(FIB_DREG, into.number());
                 "fib"
@@ -86,6 +91,11 @@ impl Expression {
                 payload_write(data, Header::Transport, DESTINATION_PORT, port_checksum(*protocol))
             }
             Self::SetPortUnchecked => payload_write(data, Header::Transport, DESTINATION_PORT, NO_CHECKSUM),
+            Self::SetHopLimit(family) => write_hop_limit(data, *family),
+            Self::Dup => {
+                data.u32(DUP_SREG_ADDR, Register::FIRST.number());
+                "dup"
+            }
             Self::SetMeta(key) => {
                 data.u32(META_KEY, *key as u32).u32(META_SREG, Register::FIRST.number());
                 "meta"
@@ -101,6 +111,7 @@ impl Expression {
             Self::Mask(mask) => bitwise(data, mask, &vec![0; mask.len()]),
             // A mark is in host byte order.
             Self::MaskOr { mask, or } => bitwise(data, &mask.to_ne_bytes(), &or.to_ne_bytes()),
+            Self::MaskXor { mask, xor } => bitwise(data, mask, xor),
             Self::Compare { relation, value } => {
                 data.u32(CMP_SREG, Register::FIRST.number()).u32(CMP_OP, *relation as u32);
                 data.nest(CMP_DATA, |data| encode_value(value, data));
@@ -155,6 +166,11 @@ fn payload_write(data: &mut Writer, header: Header, bytes: (u32, u32), checksum:
     data.u32(PAYLOAD_OFFSET, bytes.0).u32(PAYLOAD_LEN, bytes.1);
     data.u32(PAYLOAD_CSUM_TYPE, kind).u32(PAYLOAD_CSUM_OFFSET, offset).u32(PAYLOAD_CSUM_FLAGS, flags);
     "payload"
+}
+
+fn write_hop_limit(data: &mut Writer, family: Family) -> &'static str {
+    let (bytes, checksum) = hop_limit(family);
+    payload_write(data, Header::Network, bytes, checksum)
 }
 
 fn dynset_value(data: &mut Writer, map: &str, value: Register) -> &'static str {

@@ -101,6 +101,7 @@ pub(super) const NAT_FLAGS: u16 = 7;
 pub(super) const NAT_DNAT: u32 = 1;
 /// NF_NAT_RANGE_MAP_IPS and NF_NAT_RANGE_PROTO_SPECIFIED: the kernel adds them itself, and dumps them.
 pub(super) const NAT_IMPLIED: u32 = 1 | 2;
+pub(super) const DUP_SREG_ADDR: u16 = 1;
 pub(super) const MASQ_FLAGS: u16 = 1;
 /// NF_NAT_RANGE_PROTO_RANDOM_FULLY: the kernel chooses the port at random. With sequential ports, two clients that
 /// connect at once can get the same port, and one of them loses its first packet.
@@ -137,6 +138,14 @@ pub(super) fn destination(family: Family) -> ((u32, u32), Checksum) {
     match family {
         Family::V4 => ((16, 4), Checksum { kind: CSUM_INET, offset: 10, flags }),
         Family::V6 => ((24, 16), Checksum { flags, ..NO_CHECKSUM }),
+    }
+}
+
+/// The offset and length of the time to live with the byte after it, or of the hop limit, and the checksum to correct.
+pub(super) fn hop_limit(family: Family) -> ((u32, u32), Checksum) {
+    match family {
+        Family::V4 => ((8, 2), Checksum { kind: CSUM_INET, offset: 10, flags: 0 }),
+        Family::V6 => ((7, 1), NO_CHECKSUM),
     }
 }
 

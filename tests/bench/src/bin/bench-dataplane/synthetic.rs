@@ -75,7 +75,8 @@ pub fn snapshot(size: Size, canary: Option<SocketAddr>) -> Result<Snapshot> {
     if size.spread {
         let peers = (2..=NODES).map(|n| (format!("n{n}"), mac(n as u8))).collect();
         let eth0 = LinkName::new("eth0").context("invariant: a name")?;
-        snapshot.links.insert(eth0, Link { mac: mac(1), peers });
+        let addresses = (2..=NODES).map(|n| (format!("n{n}"), vec![IpAddr::from([192, 0, 2, n as u8])])).collect();
+        snapshot.links.insert(eth0, Link { mac: mac(1), peers, addresses });
     }
     Ok(snapshot)
 }
