@@ -1,7 +1,8 @@
 //! Clients during rolling updates, moves of pods, and restarts of Kubernetes' components.
-//! [`planned`] has the drain of a node, and a rolling restart of the agents.
+//! [`planned`] has the drain of a node, and a rolling restart of the agents; [`scaling`] a Deployment that is scaled.
 
 mod planned;
+mod scaling;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -98,6 +99,7 @@ async fn clients_follow_moved_pods_and_survive_restarts() -> Result<()> {
     an_address_stays_until_the_type_changes(&world).await?;
     failed_pods_get_no_traffic(&world).await?;
     restarts_of_kubernetes_lose_no_request(&world).await?;
+    scaling::scaling_breaks_no_flow(&world).await?;
     planned::a_drain_and_new_agents_break_no_flow(&world).await?;
     world.end()
 }

@@ -333,7 +333,7 @@ async fn agents_work_without_disk_and_descriptors(scene: &Scene<'_>) -> Result<(
     let (address, owner) = create_address(scene, 212).await?;
     let other = NODES.into_iter().find(|node| *node != owner).context("three nodes")?;
     for node in NODES {
-        let defect = "the nodes remember connections to a deleted address until they have been idle for two minutes";
+        let defect = "the nodes remember connections to a deleted address for half a minute after their end";
         world.declare(Fault::known_defect(Invariant::I13, Subject::Node(node.to_owned()), defect));
     }
     expect_unnoticed(world, "full disk and file limit", address, async || {
