@@ -119,7 +119,7 @@ async fn a_conflicting_host_is_reported_and_avoided() -> Result<()> {
         "spec": {"nodeSelectors": [{"matchLabels": {"e2e.landfall.dev/none": "true"}}]},
     });
     world.cluster.apply(&no_node.to_string())?;
-    expect_announced(&world, "web", "False", "NoEligibleNode", &["select no node"]).await?;
+    expect_announced(&world, "web", "False", "NoEligibleNode", &["none of them selects a node"]).await?;
     kubectl(&["delete", "l2advertisement", "no-node"])?;
     let second = expect_announced(&world, "web", "True", "Announced", &[&format!("{address} by ")]).await?;
     ensure!(second.last_transition_time.0 > first.last_transition_time.0, "{second:?} after {first:?}");

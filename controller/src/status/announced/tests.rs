@@ -161,7 +161,7 @@ fn obstacle_is_reported_only_for_unannounced_addresses() {
 #[test]
 fn unannounced_address_is_reported_after_the_grace_period() {
     for (advertisement, reason, words) in [
-        (without_nodes(), "NoEligibleNode", "no node may announce 192.0.2.10: the L2Advertisements that select it"),
+        (without_nodes(), "NoEligibleNode", "no node may announce 192.0.2.10: L2Advertisements select its pool"),
         (None, "Pending", "no node has reported yet that it announces 192.0.2.10: "),
     ] {
         let mut world = world();
