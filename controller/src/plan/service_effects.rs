@@ -15,7 +15,6 @@ use crate::state::index::ClusterIndex;
 use crate::state::record::is_exclusive;
 use crate::status::allocated::{
     address_of, allocated_condition, allocated_event, is_pool_address, repaired_event, shows_exactly,
-    was_given_addresses,
 };
 use crate::status::change::is_reported;
 
@@ -70,7 +69,7 @@ impl ClusterIndex {
         } else if allocation.targets.is_empty() {
             // If Landfall never gave this Service an address, the ingress and the finalizer belong to another provider,
             // which may serve it.
-            let is_ours = was_given_addresses(service) || !allocation.surplus.is_empty();
+            let is_ours = service.was_given_addresses() || !allocation.surplus.is_empty();
             let is_foreign = |ingress: &&Ingress| !is_ours && !is_pool_address(&self.pools, ingress);
             let foreign: Vec<_> = service.ingress.iter().filter(is_foreign).cloned().collect();
             (!is_ours && service.has_finalizer(), (foreign.len() < service.ingress.len()).then_some(foreign))
@@ -107,7 +106,7 @@ impl ClusterIndex {
         let foreign_conditions = without_ours(&service.conditions);
         let has_own_conditions = foreign_conditions.len() < service.conditions.len();
         let is_ours = service.is_ours(self.default_class);
-        let is_finalizer_ours = !records.is_empty() || was_given_addresses(service) || is_ours;
+        let is_finalizer_ours = !records.is_empty() || service.was_given_addresses() || is_ours;
         let has_own_finalizer = service.owns_finalizer || (is_ours && service.has_finalizer());
         if records.is_empty() && !has_own_conditions && !has_own_finalizer {
             return Vec::new();

@@ -97,13 +97,6 @@ pub(crate) fn repaired_event(service: &Service, lb_ips: impl IntoIterator<Item =
     Event::for_service(service, true, EventReason::StatusRepaired.as_str(), message)
 }
 
-/// Whether Landfall has assigned addresses to this Service. The Service may have lost them since. The condition proves
-/// the assignment. The finalizer proves it too: it stays while a refused Service keeps its addresses. Records prove
-/// nothing here: the release of an address deletes its record first.
-pub(crate) fn was_given_addresses(service: &Service) -> bool {
-    service.is_allocated() || service.owns_finalizer
-}
-
 fn join_addresses(lb_ips: impl IntoIterator<Item = IpAddr>) -> String {
     lb_ips.into_iter().map(|lb_ip| lb_ip.to_string()).collect::<Vec<_>>().join(", ")
 }

@@ -298,6 +298,14 @@ impl Service {
         self.conditions.iter().any(|condition| condition.type_ == ALLOCATED && condition.status == "True")
     }
 
+    /// Whether Landfall has assigned addresses to this Service. The Service may have lost them since. The condition
+    /// proves the assignment. The finalizer of our controller proves it too: it stays while a refused Service keeps its
+    /// addresses, also while no pool and no record exists. Records prove nothing: the release of an address deletes its
+    /// record first.
+    pub fn was_given_addresses(&self) -> bool {
+        self.is_allocated() || self.owns_finalizer
+    }
+
     /// The program that forwards packets to the Service. Landfall assigns and announces the addresses in any case.
     pub fn forwarder(&self) -> Forwarder {
         Forwarder::from(&self.labels)

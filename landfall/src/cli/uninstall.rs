@@ -154,10 +154,7 @@ async fn our_services(client: &Client) -> anyhow::Result<Vec<OurService>> {
         addresses.into_iter().flat_map(|address| address.spec.services).map(|holder| holder.uid).collect();
     let services: Vec<core::Service> = list(client).await?;
     let views = services.iter().filter_map(|object| Service::try_from(object).ok());
-    let holds = |service: &Service| holders.contains(&service.uid);
-    // A refused Service can keep its addresses, also while no pool and no record exists: then only the finalizer is left
-    // as a proof.
-    let has_address = |service: &Service| holds(service) || service.is_allocated() || service.owns_finalizer;
+    let has_address = |service: &Service| holders.contains(&service.uid) || service.was_given_addresses();
     Ok(views
         .map(|service| OurService { has_address: has_address(&service), service })
         .filter(|ours| ours.has_address || without_ours(&ours.service.conditions) != ours.service.conditions)
