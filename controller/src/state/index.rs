@@ -108,8 +108,8 @@ pub struct ClusterIndex {
     pub(crate) unannounced: BTreeMap<Key, Timestamp>,
     /// The Services in `unannounced` that are in their grace period, by its end.
     graces: BTreeSet<(Timestamp, Key)>,
-    /// Why no node may announce an address. `None`: no Service needed it since nodes, pools or advertisements changed.
-    diagnosis: Option<Diagnosis>,
+    /// Why no node may announce an address. Empty: no Service needed it since nodes, pools or advertisements changed.
+    diagnosis: OnceLock<Diagnosis>,
 
     pub(crate) dirty: Dirty,
     /// Subjects with an unfinished series.

@@ -18,7 +18,6 @@ use crds::condition::{Condition, ConditionStatus, DesiredCondition, clamp_messag
 use crds::service::ANNOUNCED;
 use crds::{AddressConflict, Announcer, Record, TrafficPolicy};
 use jiff::Timestamp;
-use model::eligibility::Diagnosis;
 
 use crate::allocate::allocation::Allocation;
 use crate::state::index::ClusterIndex;
@@ -36,7 +35,6 @@ impl ClusterIndex {
         self.set_unannounced(&service.key, is_unannounced, now);
         if is_unannounced && self.is_grace_over(&service.key, now) {
             self.wants_slices |= records.iter().any(|record| self.lacks_endpoints(record));
-            self.prepare_diagnosis();
         }
     }
 
@@ -89,11 +87,7 @@ impl ClusterIndex {
         if self.lacks_endpoints(record) {
             return None;
         }
-        let reason = match self.diagnosis() {
-            Some(diagnosis) => diagnosis.why_not(&self.objects, record),
-            None => Diagnosis::new(&self.objects).why_not(&self.objects, record),
-        };
-        Some(match (reason, &self.obstacle) {
+        Some(match (self.diagnosis().why_not(&self.objects, record), &self.obstacle) {
             (Some(reason), _) => (AnnouncedReason::NoEligibleNode, format!("no node may announce {lb_ip}: {reason}")),
             (None, Some(obstacle)) => (AnnouncedReason::NoHelloKey, format!("no node announces {lb_ip}: {obstacle}")),
             (None, None) => (

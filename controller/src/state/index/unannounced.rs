@@ -48,18 +48,14 @@ impl ClusterIndex {
 
     /// Marks the Services with an unannounced address: the reason may have changed.
     pub(super) fn recheck_unannounced(&mut self) {
-        self.diagnosis = None;
+        self.diagnosis.take();
         self.dirty.rechecks.extend(self.unannounced.keys().cloned());
     }
 
-    /// Prepares the answers to the question why no node may announce an address. One preparation serves all Services
-    /// until nodes, pools or advertisements change.
-    pub(crate) fn prepare_diagnosis(&mut self) {
-        self.diagnosis.get_or_insert_with(|| Diagnosis::new(&self.objects));
-    }
-
-    pub(crate) fn diagnosis(&self) -> Option<&Diagnosis> {
-        self.diagnosis.as_ref()
+    /// Answers why no node may announce an address. It is prepared once for all Services, until nodes, pools or
+    /// advertisements change.
+    pub(crate) fn diagnosis(&self) -> &Diagnosis {
+        self.diagnosis.get_or_init(|| Diagnosis::new(&self.objects))
     }
 
     /// Sets whether this Service has an address that no node announces.
