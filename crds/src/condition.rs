@@ -61,6 +61,7 @@ words! {
 
 /// A condition to write. Its transition time is not included: it follows from the condition that it replaces.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DesiredCondition {
     /// Type of the condition, for example `landfall.dev/Allocated`.
     pub type_: &'static str,
@@ -68,13 +69,24 @@ pub struct DesiredCondition {
     pub status: ConditionStatus,
     /// Machine-readable cause: one CamelCase word.
     pub reason: &'static str,
-    /// Human-readable description, with the fix if a user can fix it.
+    /// Human-readable description, with the fix if a user can fix it. At most [`MAX_MESSAGE`] characters.
     pub message: String,
     /// Generation of the described object; `None` for kinds without generations.
     pub observed_generation: Option<i64>,
 }
 
 impl DesiredCondition {
+    /// A condition with this message, or with its start if it is longer than [`MAX_MESSAGE`].
+    pub fn new(
+        type_: &'static str,
+        status: ConditionStatus,
+        reason: &'static str,
+        message: String,
+        observed_generation: Option<i64>,
+    ) -> Self {
+        Self { type_, status, reason, message: clamp_message(message), observed_generation }
+    }
+
     /// Whether `conditions` already contain this condition.
     pub fn is_in(&self, conditions: &[Condition]) -> bool {
         conditions.iter().any(|c| {
@@ -117,8 +129,7 @@ pub const MAX_MESSAGE: usize = 1024;
 /// Maximum number of characters that a message quotes of a text that a user wrote.
 pub const MAX_QUOTED: usize = 100;
 
-/// Returns a message for a condition: the text itself, or its start if it is longer than [`MAX_MESSAGE`].
-pub fn clamp_message(mut message: String) -> String {
+fn clamp_message(mut message: String) -> String {
     if let Some((end, _)) = message.char_indices().nth(MAX_MESSAGE) {
         let (last, _) = message[..end].char_indices().next_back().unwrap_or_default();
         message.truncate(last);
@@ -167,13 +178,7 @@ mod tests {
     }
 
     fn desired_condition(status: ConditionStatus, reason: &'static str) -> DesiredCondition {
-        DesiredCondition {
-            type_: "landfall.dev/Allocated",
-            status,
-            reason,
-            message: "because".into(),
-            observed_generation: None,
-        }
+        DesiredCondition::new("landfall.dev/Allocated", status, reason, "because".into(), None)
     }
 
     fn time(second: i64) -> Timestamp {

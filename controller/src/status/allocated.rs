@@ -7,7 +7,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use crds::Service;
-use crds::condition::{ConditionStatus, DesiredCondition, clamp_message};
+use crds::condition::{ConditionStatus, DesiredCondition};
 use crds::service::{ALLOCATED, Ingress};
 
 use crate::allocate::allocation::Allocation;
@@ -38,13 +38,7 @@ pub(crate) fn allocated_condition(allocation: &Allocation, cluster: &ClusterInde
         }
         (ConditionStatus::True, reason.as_str(), message)
     };
-    DesiredCondition {
-        type_: ALLOCATED,
-        status,
-        reason,
-        message: clamp_message(message),
-        observed_generation: service.generation,
-    }
+    DesiredCondition::new(ALLOCATED, status, reason, message, service.generation)
 }
 
 /// The message about an address without a problem.

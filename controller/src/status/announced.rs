@@ -14,7 +14,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use crds::condition::{Condition, ConditionStatus, DesiredCondition, clamp_message};
+use crds::condition::{Condition, ConditionStatus, DesiredCondition};
 use crds::service::ANNOUNCED;
 use crds::{AddressConflict, Announcer, Record, TrafficPolicy};
 use jiff::Timestamp;
@@ -71,12 +71,8 @@ impl ClusterIndex {
             None if has_conflict => (ConditionStatus::True, AnnouncedReason::Conflict),
             None => (ConditionStatus::True, AnnouncedReason::Announced),
         };
-        (!sentences.is_empty()).then(|| DesiredCondition {
-            type_: ANNOUNCED,
-            status,
-            reason: reason.as_str(),
-            message: clamp_message(sentences.join("; ")),
-            observed_generation: service.generation,
+        (!sentences.is_empty()).then(|| {
+            DesiredCondition::new(ANNOUNCED, status, reason.as_str(), sentences.join("; "), service.generation)
         })
     }
 

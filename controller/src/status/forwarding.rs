@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
-use crds::condition::{ConditionStatus, DesiredCondition, clamp_message};
+use crds::condition::{ConditionStatus, DesiredCondition};
 use crds::service::FORWARDING;
 use crds::{Announcer, ForwardingProblem, ProblemReason, Reach, Record, Service};
 use jiff::Timestamp;
@@ -128,13 +128,8 @@ impl ClusterIndex {
         let is_refused = worst == ForwardingReason::Problem(ProblemReason::NoEndpoints) && reasons.contains(&refused);
         let mut seen = BTreeSet::new();
         sentences.retain(|sentence| seen.insert(sentence.clone()));
-        Some(DesiredCondition {
-            type_: FORWARDING,
-            status: status_of(worst),
-            reason: if is_refused { refused } else { worst }.as_str(),
-            message: clamp_message(sentences.join("; ")),
-            observed_generation: service.generation,
-        })
+        let reason = if is_refused { refused } else { worst }.as_str();
+        Some(DesiredCondition::new(FORWARDING, status_of(worst), reason, sentences.join("; "), service.generation))
     }
 
     /// How the announcers of an address forward it; `None` without announcers. If they differ, the result is `Mixed`.

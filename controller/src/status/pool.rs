@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use crds::condition::{Condition, ConditionStatus, DesiredCondition, clamp_message};
+use crds::condition::{Condition, ConditionStatus, DesiredCondition};
 use crds::service::Family;
 use crds::{Holder, IPAddressPoolStatus, Key, Record};
 use jiff::Timestamp;
@@ -121,12 +121,8 @@ fn desired_conditions(
     }
     findings.extend(network_findings(pool));
     let observed_generation = pool.object.metadata.generation;
-    let desired = |(type_, (status, reason, message)): (PoolCondition, Finding)| DesiredCondition {
-        type_: type_.as_str(),
-        status,
-        reason: reason.as_str(),
-        message: clamp_message(message),
-        observed_generation,
+    let desired = |(type_, (status, reason, message)): (PoolCondition, Finding)| {
+        DesiredCondition::new(type_.as_str(), status, reason.as_str(), message, observed_generation)
     };
     findings.into_iter().map(desired).collect()
 }

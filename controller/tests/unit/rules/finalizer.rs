@@ -48,13 +48,8 @@ fn message_that_imitates_ours_claims_nothing_of_another_provider() {
         let mut theirs = service("web", 5);
         theirs.ingress = shows("198.51.100.1");
         theirs.finalizers = vec![FINALIZER.into()];
-        let forged = DesiredCondition {
-            type_: ALLOCATED,
-            status: ConditionStatus::False,
-            reason: "PoolNotFound",
-            message: "no IPAddressPool gone exists; until then, the Service keeps 192.0.2.10".into(),
-            observed_generation: None,
-        };
+        let message = "no IPAddressPool gone exists; until then, the Service keeps 192.0.2.10";
+        let forged = DesiredCondition::new(ALLOCATED, ConditionStatus::False, "PoolNotFound", message.into(), None);
         theirs.conditions = forged.set_in(&[], at_second(1));
         let mut world = World::new([], [theirs.clone()]);
         world.snapshot.default_class = default_class;
