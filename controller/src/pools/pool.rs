@@ -109,7 +109,7 @@ impl Pools {
             });
         }
         let pool = self.pool_of(address)?;
-        if pool.excluded[Family::from(address)].contains(number(address)) {
+        if pool.is_excluded(address) {
             return Some(Withheld::Excluded);
         }
         if self.map.spaces[pool.index].numbering.number(address).is_none() {
@@ -223,8 +223,9 @@ impl Pool {
         } else {
             ByFamily::default()
         };
+        let assignable = subtract(&all, self::ranges(&excluded));
         let is_assignable =
-            |(address, _): &(IpAddr, &Occupant)| !excluded[Family::from(*address)].contains(number(*address));
+            |(address, _): &(IpAddr, &Occupant)| assignable[Family::from(*address)].contains(number(*address));
         let name = |(address, occupant): (_, &Occupant)| OccupiedAddress { address, occupant: occupant.clone() };
         let is_end = |(_, occupant): &(IpAddr, &Occupant)| matches!(occupant, Occupant::Network(_));
         let (unusable, occupied): (Vec<_>, Vec<_>) = occupied.into_iter().filter(is_assignable).partition(is_end);
@@ -232,7 +233,6 @@ impl Pool {
         let occupied = occupied.into_iter().map(name).collect();
         let excess = ranges.iter().flat_map(|range| map.occupied.excess_in(*range));
         let excess = excess.filter(is_assignable).map(name).collect();
-        let assignable = subtract(&all, self::ranges(&excluded));
         let off_subnet = off_subnet(&assignable, networks);
         map.spaces.push(PoolSpace { numbering, all, automatic, reuse_after: spec.reuse_after() });
         let (selector, invalid_selectors) = spec.service_allocation.as_ref().map(PoolSelector::new).unzip();
@@ -268,6 +268,11 @@ impl Pool {
     /// Whether the labels of this namespace decide if the pool admits a Service with these labels.
     pub(crate) fn needs_namespace_labels(&self, namespace: &str, service_labels: &Labels) -> bool {
         self.selector.as_ref().is_some_and(|selector| selector.needs_namespace_labels(namespace, service_labels))
+    }
+
+    /// Whether the pool excludes this address.
+    fn is_excluded(&self, address: IpAddr) -> bool {
+        self.excluded[Family::from(address)].contains(number(address))
     }
 
     /// Whether it has addresses of that family, free or not.

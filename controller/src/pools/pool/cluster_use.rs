@@ -55,10 +55,6 @@ impl Pools {
 }
 
 impl Pool {
-    fn is_excluded(&self, address: IpAddr) -> bool {
-        self.excluded[Family::from(address)].contains(number(address))
-    }
-
     /// The parts of `range` that the pool contains and does not exclude, in order.
     fn parts_in(&self, range: Range) -> impl Iterator<Item = Range> {
         let family = family_of(range);
