@@ -1,20 +1,20 @@
 //! The main loop: wake, move changes into the index, plan, start series.
 //!
 //! ```text
-//! watches (7 tasks) --feed--> stores --wake--> main loop --series--> tasks (at most CONCURRENCY) --answers--> stores
+//! watches (8 tasks) --feed--> stores --wake--> main loop --series--> tasks (at most CONCURRENCY) --answers--> stores
 //!                                                |  ^                                               |
 //!                                                |  +---------------- done or failed ---------------+
 //!                                                +--events--> events::write_events (1 task)
 //! election (a thread of its own) --write fence--> main loop, each write
 //! ```
 //!
-//! An eighth task watches EndpointSlices, once a condition needs them.
+//! A ninth task watches EndpointSlices, once a condition needs them.
 //!
 //! One of several controllers leads: the lease holder. The others only watch, so the next lease holder knows the
 //! cluster and the cool-downs from the start. A controller that loses the Lease drops the series in flight, and waits
 //! until it leads again. Nothing that this thread does delays a renewal of the Lease.
 //!
-//! A plan depends only on the observed state, and covers everything that has changed. Series of different subjects run
+//! A plan depends only on the observed state, and covers what has changed. Series of different subjects run
 //! concurrently, so a slow write delays no other subject. At most one series of a subject is in flight. A planned
 //! series that cannot start yet stays in the queue until a newer plan replaces it.
 //!

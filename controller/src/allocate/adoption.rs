@@ -2,9 +2,9 @@
 //!
 //! A Service that is restored from a backup, or created again, has another UID. Before any other address, it gets:
 //!
-//! 1. The address of a record that names its namespace and name with the UID of the former Service. It takes the place
-//!    of that holder by one write of the record, so announcers and reports of nodes stay. As for any
-//!    holder, no pool takes the address away. [`ClusterIndex::held_options`] finds these records.
+//! 1. The address of a record that names its namespace and name with the UID of the former Service. The Service takes
+//!    the place of that holder by one write of the record, so announcers and reports of nodes stay. As for any holder,
+//!    no pool takes the address away. [`ClusterIndex::held_options`] finds these records.
 //! 2. The address that its status shows, if the Service could get it without requesting it by name, and if the address
 //!    is free or the Service may share it. So the records may be lost, and another provider may have written the
 //!    status.

@@ -267,9 +267,9 @@ impl ClusterIndex {
     }
 
     /// For each slot of a request, the address that the Service holds for it, or that a former Service of the same key
-    /// held. Several addresses can fit: after a crash
-    /// in the middle of a change, or when fewer are requested than before. Then addresses without a conflict come
-    /// first, and of these the addresses in the status, so that users see no change.
+    /// held. Several addresses can fit: after a crash in the middle of a change, or when fewer are requested than
+    /// before. Then addresses without a conflict come first, and of these the addresses in the status, so that users
+    /// see no change.
     pub(super) fn held_options(
         &self,
         service: &Service,
@@ -436,11 +436,11 @@ impl ClusterIndex {
         if let Some(pool) = search.request.pool {
             return Refusal::PoolExhausted(family, pool.to_owned());
         }
-        let with_family = names(pools.iter().copied().filter(|pool| pool.has_family(family)));
+        let with_family = pool_names(pools.iter().copied().filter(|pool| pool.has_family(family)));
         if with_family.is_empty() {
             let on_request =
                 |pool: &&Pool| pool.has_family(family) && !pool.object.spec.drain && self.admits(pool, search.service);
-            Refusal::NoAutomaticPool(family, names(self.pools.iter().filter(on_request)))
+            Refusal::NoAutomaticPool(family, pool_names(self.pools.iter().filter(on_request)))
         } else {
             Refusal::PoolsExhausted(family, with_family)
         }
@@ -448,7 +448,7 @@ impl ClusterIndex {
 }
 
 /// The names of these pools for a message. There may be thousands of pools, and the message names the first few.
-fn names<'a>(pools: impl Iterator<Item = &'a Pool>) -> Truncated<String> {
+fn pool_names<'a>(pools: impl Iterator<Item = &'a Pool>) -> Truncated<String> {
     let mut names = Truncated::default();
     pools.for_each(|pool| names.push_with(|| pool.name().to_owned()));
     names
