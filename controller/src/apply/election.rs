@@ -355,6 +355,15 @@ mod tests {
             tasks.spawn(run_election(self.client(), election, name.into(), fence_tx, resign_rx));
             (tasks, resign_tx, fence_rx)
         }
+
+        /// As `start`, on a thread of its own.
+        fn start_thread(&self, name: &str) -> (ElectionThread, watch::Receiver<Option<WriteFence>>) {
+            let (fence_tx, fence_rx) = watch::channel(None);
+            let server = self.clone();
+            let connect = move || Ok(server.client());
+            let election = ElectionThread::start(connect, "landfall-system".into(), name.into(), fence_tx);
+            (election.expect("a thread"), fence_rx)
+        }
     }
 
     async fn wait(fence_rx: &mut watch::Receiver<Option<WriteFence>>, leads: bool) -> Option<WriteFence> {
@@ -384,11 +393,7 @@ mod tests {
     #[tokio::test]
     async fn busy_main_thread_delays_no_renewal() {
         let server = Server::default();
-        let (fence_tx, mut fence_rx) = watch::channel(None);
-        let own = server.clone();
-        let connect = move || Ok(own.client());
-        let election = ElectionThread::start(connect, "landfall-system".into(), "one".into(), fence_tx);
-        let election = election.expect("a thread");
+        let (election, mut fence_rx) = server.start_thread("one");
         let fence = wait(&mut fence_rx, true).await.expect("a fence");
         let version = || server.0.lock().expect("no panic").0;
         let before = version();
@@ -402,12 +407,9 @@ mod tests {
     #[tokio::test]
     async fn abandoned_election_ends_and_keeps_the_lease() {
         let server = Server::default();
-        let (fence_tx, mut fence_rx) = watch::channel(None);
-        let own = server.clone();
-        let connect = move || Ok(own.client());
-        let election = ElectionThread::start(connect, "landfall-system".into(), "one".into(), fence_tx);
+        let (election, mut fence_rx) = server.start_thread("one");
         wait(&mut fence_rx, true).await;
-        drop(election.expect("a thread"));
+        drop(election);
         // The election drops its sender when it ends.
         let ended = async { while fence_rx.changed().await.is_ok() {} };
         timeout(Duration::from_secs(10), ended).await.expect("in time");
