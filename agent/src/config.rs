@@ -28,7 +28,8 @@ pub struct Config {
     pub count_traffic: bool,
     /// The maximal number of Services with metrics of their own. A Service counts once for each of its addresses.
     pub service_metrics: usize,
-    /// Namespace of the Secret [`NAME`](crate::keys::NAME), which contains the Hello keys.
+    /// Namespace of Landfall, with the Secret [`NAME`](crate::keys::NAME), which contains the Hello keys, and the
+    /// DaemonSet of the agents.
     pub keys_namespace: String,
 }
 

@@ -50,8 +50,9 @@ pub(crate) struct AgentOptions {
     #[arg(long, env = "LANDFALL_SERVICE_METRICS", default_value_t = 1000, value_name = "NUMBER")]
     service_metrics: usize,
 
-    /// Namespace of the Secret landfall-hello-keys, whose keys authenticate Hellos between agents. Without a key
-    /// nothing is announced.
+    /// Namespace of Landfall: of the Secret landfall-hello-keys, whose keys authenticate Hellos between agents, and of
+    /// the DaemonSet landfall-node, whose deletion means that Landfall is being removed. Without a key nothing is
+    /// announced.
     #[arg(long, env = "LANDFALL_KEYS_NAMESPACE", default_value = "landfall-system", value_name = "NAMESPACE")]
     keys_namespace: String,
 
