@@ -162,12 +162,7 @@ impl<'a> Scenes<'a> {
         let result = self.world.add_breaches(result.and(removed)).await;
         self.keep_evidence(name, !has_failed && result.is_err(), failed);
         self.world.end_faults();
-        // `tests/ci` reads these lines.
-        let seconds = start.elapsed().as_secs_f64();
-        match &result {
-            Ok(()) => eprintln!("scene {name} ... ok ({seconds:.1} s)"),
-            Err(error) => eprintln!("scene {name} ... FAILED ({seconds:.1} s): {error:#}"),
-        }
+        print_result(name, start, &result);
         result
     }
 
@@ -237,6 +232,15 @@ impl Selection {
         order.extend(selected(true).map(|index| (index, 0)));
         ensure!(!order.is_empty(), "this test has no scene {:?}", self.only.as_deref().unwrap_or_default());
         Ok(order)
+    }
+}
+
+/// Prints the line about a scene that began at `start`. `tests/ci` reads these lines.
+pub fn print_result(name: &str, start: Instant, result: &Result<()>) {
+    let seconds = start.elapsed().as_secs_f64();
+    match result {
+        Ok(()) => eprintln!("scene {name} ... ok ({seconds:.1} s)"),
+        Err(error) => eprintln!("scene {name} ... FAILED ({seconds:.1} s): {error:#}"),
     }
 }
 

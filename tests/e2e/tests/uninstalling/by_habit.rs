@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use e2e::World;
-use e2e::world::{SOON, root};
+use e2e::scenes::print_result;
+use e2e::world::{SOON, SYSTEM, root};
 use lab::{Topology, wait_until};
 use observer::Fault;
 use serde_json::json;
@@ -61,26 +62,21 @@ fn kernels(world: &World) -> Result<Vec<KernelState>> {
 }
 
 impl Site {
-    /// Plays a scene, and prints its time. `tests/ci` reads the line.
+    /// Plays a scene, and prints its time.
     async fn play(&self, name: &str, scene: impl Future<Output = Result<()>>) -> Result<()> {
         let start = Instant::now();
         let result = self.world.add_breaches(scene.await).await;
         self.world.end_faults();
-        let seconds = start.elapsed().as_secs_f64();
-        match &result {
-            Ok(()) => eprintln!("scene {name} ... ok ({seconds:.1} s)"),
-            Err(error) => eprintln!("scene {name} ... FAILED ({seconds:.1} s): {error:#}"),
-        }
+        print_result(name, start, &result);
         result
     }
 
-    /// Waits as the README does, gives the Service `web` an address, and waits for an answer from it.
-    async fn serve(&self, namespace: &str) -> Result<()> {
+    /// Installs Landfall, waits as the README does, gives the Service `web` an address, and waits for an answer from it.
+    async fn install_and_serve(&self) -> Result<()> {
         let world = &self.world;
-        world.kubectl(&["-n", namespace, "rollout", "status", "deployment,daemonset", "--timeout=60s"])?;
-        if world.kubectl(&["get", "ipaddresspools.landfall.dev", "--output=name"])?.is_empty() {
-            world.create_pool("lan", &["192.0.2.200-192.0.2.201"]).await?;
-        }
+        world.kubectl(&["apply", "-f", &manifest()])?;
+        world.kubectl(&["-n", SYSTEM, "rollout", "status", "deployment,daemonset", "--timeout=60s"])?;
+        world.create_pool("lan", &["192.0.2.200-192.0.2.201"]).await?;
         world.create_service("web", json!({})).await?;
         world.kubectl(&["wait", "--for=condition=landfall.dev/Announced", "service/web", "--timeout=30s"])?;
         self.expect_answer().await
@@ -113,33 +109,35 @@ impl Site {
     }
 }
 
+/// The path of the manifest.
+fn manifest() -> String {
+    root().join("deploy/landfall.yaml").to_string_lossy().into_owned()
+}
+
 async fn the_manifest_is_deleted(site: &Site) -> Result<()> {
-    let world = &site.world;
-    world.kubectl(&["apply", "-f", &root().join("deploy/landfall.yaml").to_string_lossy()])?;
-    site.serve("landfall-system").await?;
+    site.install_and_serve().await?;
     site.declare_removal().await?;
-    world.kubectl(&["delete", "-f", &root().join("deploy/landfall.yaml").to_string_lossy(), "--timeout=60s"])?;
+    site.world.kubectl(&["delete", "-f", &manifest(), "--timeout=60s"])?;
     site.expect_clean_kernels().await?;
-    release_left_service(site, "landfall-system").await
+    release_left_service(site).await
 }
 
 async fn the_definitions_are_deleted(site: &Site) -> Result<()> {
     let world = &site.world;
-    world.kubectl(&["apply", "-f", &root().join("deploy/landfall.yaml").to_string_lossy()])?;
-    site.serve("landfall-system").await?;
+    site.install_and_serve().await?;
     site.declare_removal().await?;
     world.kubectl(&["delete", "crd", "-l", "app.kubernetes.io/name=landfall", "--timeout=60s"])?;
-    world.kubectl(&["delete", "namespace", "landfall-system", "--timeout=60s"])?;
+    world.kubectl(&["delete", "namespace", SYSTEM, "--timeout=60s"])?;
     site.expect_clean_kernels().await?;
-    release_left_service(site, "landfall-system").await
+    release_left_service(site).await
 }
 
 /// A deleted Service waits for its finalizer, unless the controller was faster than its own removal (ADR 28).
 /// `landfall uninstall` releases it, whatever is left of Landfall.
-async fn release_left_service(site: &Site, namespace: &str) -> Result<()> {
+async fn release_left_service(site: &Site) -> Result<()> {
     let world = &site.world;
     world.kubectl(&["delete", "service", "web", "--wait=false"])?;
-    world.run_landfall(&["uninstall", "--yes", "--namespace", namespace])?;
+    world.run_landfall(&["uninstall", "--yes", "--namespace", SYSTEM])?;
     world.kubectl(&["wait", "--for=delete", "service/web", "--timeout=10s"])?;
     let kinds = "crd,clusterrole,clusterrolebinding,validatingadmissionpolicy,validatingadmissionpolicybinding";
     wait_until(SOON, "all objects of Landfall to be deleted", async || {
