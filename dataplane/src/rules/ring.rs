@@ -24,6 +24,8 @@ const MAX_OTHERS: usize = 14;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ring {
     nodes: BTreeSet<Arc<str>>,
+    /// Follows from the names.
+    id: RingId,
 }
 
 /// Identifies a [`Ring`] in the kernel of one node: a hash of the names. Nodes never exchange it.
@@ -45,14 +47,16 @@ pub struct Successor {
 impl Ring {
     /// A ring of these nodes.
     pub fn new<'a>(nodes: impl IntoIterator<Item = &'a str>) -> Self {
-        Self { nodes: nodes.into_iter().map(Arc::from).collect() }
+        let names: BTreeSet<&str> = nodes.into_iter().collect();
+        let nodes = names.iter().copied().map(Arc::from).collect();
+        // No name of a node contains a slash.
+        let joined = names.into_iter().collect::<Vec<_>>().join("/");
+        Self { nodes, id: RingId(fnv1a_32(joined.as_bytes())) }
     }
 
     /// The id of the ring.
     pub fn id(&self) -> RingId {
-        // No name of a node contains a slash.
-        let names: Vec<&str> = self.nodes.iter().map(|node| &**node).collect();
-        RingId(fnv1a_32(names.join("/").as_bytes()))
+        self.id
     }
 
     /// The living node after this one. A node without an address of the family is left out, on every node.
