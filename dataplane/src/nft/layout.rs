@@ -40,6 +40,10 @@ pub const NAME: &str = "landfall";
 /// The comment on the tables, for a person who finds one. It is part of the layout: another text means another version.
 pub const COMMENT: &str = "Landfall forwards LoadBalancer addresses here; made by landfall node; version 8";
 
+/// Hooks of `ip` and `ip6` in several files (NF_INET_PRE_ROUTING, NF_INET_LOCAL_OUT).
+const PREROUTING: u32 = 0;
+const OUTPUT: u32 = 3;
+
 /// A table of Landfall.
 ///
 /// Each IP family has its own table, so that IPv4 packets do not pass rules of IPv6. A third table handles frames,

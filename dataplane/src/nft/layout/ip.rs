@@ -6,7 +6,7 @@ use crds::service::Family;
 use super::fields::{FRONTEND, Field};
 use super::rule::{ChainRule, SCTP, STATE_INVALID, STATE_UNTRACKED, TCP, UDP, equals, is_not_zero};
 use super::second_chance;
-use super::{Chain, Hook};
+use super::{Chain, Hook, OUTPUT, PREROUTING};
 use crate::nft::chain_name::ChainName;
 use crate::nft::codec::expression::{Ct, Expression, Header, Meta, Register, Relation, Verdict};
 use crate::nft::optional_chains::OptionalChain;
@@ -25,9 +25,7 @@ const AFTER_DSTNAT: i32 = -90;
 /// Before all destination nat.
 const BEFORE_ALL_DSTNAT: i32 = -105;
 
-const PREROUTING: u32 = 0;
 const INPUT: u32 = 1;
-const OUTPUT: u32 = 3;
 const POSTROUTING: u32 = 4;
 /// The chain that drops packets of forbidden clients, and the set that counts them.
 const DENIED: &str = "denied";

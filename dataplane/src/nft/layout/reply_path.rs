@@ -5,7 +5,7 @@ use crds::service::Family;
 
 use super::fields::Field;
 use super::rule::{ChainRule, equals};
-use super::{Chain, Hook};
+use super::{Chain, Hook, OUTPUT, PREROUTING};
 use crate::link_name::LinkName;
 use crate::nft::chain_name::ChainName;
 use crate::nft::codec::expression::{Ct, Expression, Meta, Register};
@@ -15,8 +15,6 @@ use crate::reply_path::Mark;
 const BEFORE_DSTNAT: i32 = -120;
 /// The usual priority for marks (mangle): before the route of the packet is looked up.
 const MANGLE: i32 = -150;
-const PREROUTING: u32 = 0;
-const OUTPUT: u32 = 3;
 /// IP_CT_DIR_REPLY.
 const REPLY: u8 = 1;
 

@@ -21,12 +21,11 @@ use crds::service::Family;
 
 use super::fields::{FRONTEND, Field};
 use super::rule::{ChainRule, STATE_INVALID};
-use super::{Chain, Hook};
+use super::{Chain, Hook, PREROUTING};
 use crate::nft::chain_name::ChainName;
 use crate::nft::codec::expression::{Expression, Meta, Relation, Verdict};
 use crate::nft::optional_chains::OptionalChain;
 
-const PREROUTING: u32 = 0;
 /// Before our translation of the destination at -110.
 const PRIORITY: i32 = -115;
 /// Segments of clients arrive with a greater hop limit. A lesser one costs a segment only some of the nodes.
