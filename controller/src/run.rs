@@ -14,8 +14,8 @@
 //! cluster and the cool-downs from the start. A controller that loses the Lease drops the series in flight, and waits
 //! until it leads again. Nothing that this thread does delays a renewal of the Lease.
 //!
-//! A plan depends only on the observed state, and covers what has changed. Series of different subjects run
-//! concurrently, so a slow write delays no other subject. At most one series of a subject is in flight. A planned
+//! A plan depends only on the observed state, and covers all changes since the last one. Series of different subjects
+//! run concurrently, so a slow write delays no other subject. At most one series of a subject is in flight. A planned
 //! series that cannot start yet stays in the queue until a newer plan replaces it.
 //!
 //! A plan usually takes microseconds, and each wake is handled at once. So nothing delays the first write for a new
