@@ -51,14 +51,14 @@
 //!   state.
 //! - nat at -110 runs before kube-proxy's nat at -100, so this table decides about an address that both tables have.
 //!   The filter at -90 runs after both, so it does not refuse a packet that another proxy has translated.
-//! - Only small maps have verdicts that lead to chains: when such a verdict changes, the kernel walks all of the table.
-//!   So `services` has only ids, and the small map `ways` leads from an id to its chain. Between the two lookups,
-//!   `meta priority` carries the id. The chain resets `meta priority`.
+//! - When a verdict that leads to a chain changes, the kernel walks all of the table. So `services` and `inside` have
+//!   only ids, and the small map `ways` leads from an id to its chain. Between the two lookups, `meta priority` carries
+//!   the id. The chain resets `meta priority`.
 //! - A set with elements of each Service is created with room for its first elements ([`layout::Set::size`]). When it
 //!   is full, a transaction of its own enlarges it, about once for every doubling.
 //! - No packet mark is used, so the marks of other programs stay. `nat-postrouting` recognises a translated packet by
 //!   the original destination of its connection.
-//! - `inside` has only the ports whose id differs from that in `services` for this node and its pods. These are ports
+//! - `inside` has only the ports whose id for this node and its pods differs from the id in `services`. These are ports
 //!   of Services with the traffic policy Local, and of Services whose frames are spread.
 //! - The keys of all elements of an lb_ip begin with the lb_ip. So elements of different lb_ips are independent, and a
 //!   change costs only as much as the changed lb_ips.
@@ -76,8 +76,8 @@
 //!   element.
 //! - Neighbour discovery for an lb_ip is never dropped here; the speaker answers it.
 //!
-//! `layout/netdev.rs` describes how frames are spread. The other tables work without that table. Without it, or if a
-//! packet is in none of its maps, each node translates the packets that it receives.
+//! `layout/netdev.rs` describes how `netdev landfall` spreads frames. The IP tables work without `netdev landfall`:
+//! without it, or if a packet is in none of its maps, each node translates the packets that it receives.
 //!
 //! The engine needs Linux 5.10 or newer (for a reset from prerouting). It does not need the program `nft`.
 //!

@@ -12,9 +12,9 @@
 //! assigned in the same way. Then shares are exact to a thousandth, and most tables have fewer than 100 entries.
 //!
 //! Each slot has two nodes: while the first is dead, the second gets the slot. The second nodes of a node's slots are
-//! the other nodes, in proportion to their weights. So the death of a node moves only its own slots. One small change
-//! moves the slots of all tables, whatever the number of Services. Tables name pairs of nodes ([`NodePair`]), and only
-//! the next hops of pairs change.
+//! the other nodes, in proportion to their weights. So the death of a node moves only its own slots. Tables name pairs
+//! of nodes ([`NodePair`]), and a death changes only the next hops of pairs. So one small change moves the slots of all
+//! tables, whatever the number of Services.
 
 mod slots;
 

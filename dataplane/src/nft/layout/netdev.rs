@@ -159,7 +159,7 @@ fn known_rules(family: Family) -> Vec<ChainRule> {
     let moves = classify(family);
     vec![
         stays.goto(&with_family(family, "renew")),
-        // An update would keep the dead node.
+        // An update alone would keep the dead node in the entry.
         forget(family, ChainRule::new(family).has_transport(TCP)),
         moves.goto(&with_family(family, "flow")),
         restore_own_mac(),
@@ -201,8 +201,8 @@ fn goto_returned(family: Family) -> ChainRule {
     packet.hop_limit_at_most(MAX_HOPS).goto(&with_family(family, "returned"))
 }
 
-/// If another node has handed a segment on, this node may track its connection, and may be the announcer. So it keeps
-/// the next segments at once.
+/// If another node has handed a segment on, this node may track its connection, and may be the announcer. Then the next
+/// segments of the connection stay here, without the detour over the other nodes.
 fn returned_rules(family: Family) -> Vec<ChainRule> {
     let segment = || ChainRule::new(family).has_transport(TCP);
     // An update alone would keep the node in the entry.

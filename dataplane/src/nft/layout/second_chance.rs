@@ -10,12 +10,13 @@
 //!
 //! The hop limit counts the nodes: at most [`MAX_HOPS`] means that another node has handed the segment on. The kernel
 //! decrements it in each copy, so a segment never circulates. After all other nodes of the ring, the segment returns to
-//! the first one, which picks the connection up: after a flush of connection tracking, a node with a single endpoint
-//! so continues its connections. Any other endpoint answers with a reset.
+//! the first one, where connection tracking picks the connection up. So after a flush of connection tracking, a node
+//! with a single endpoint continues its connections. A node with several may choose another endpoint, which answers
+//! with a reset.
 //!
-//! Connection tracking must not have seen the connection: a packet that begins a connection for it, but has no SYN. So
-//! packets of tracked connections pass none of these rules. FIN and RST never begin a connection for it, but are
-//! invalid. Such a segment is dropped at the end.
+//! Valid packets of tracked connections pass none of these rules. The rules apply to a segment without SYN that begins
+//! a connection in connection tracking. They also apply to segments that connection tracking regards as invalid, such
+//! as FIN and RST of unknown connections. An invalid segment is dropped at the end.
 
 use crds::service::Family;
 
@@ -28,7 +29,7 @@ use crate::nft::optional_chains::OptionalChain;
 
 /// Before our translation of the destination at -110.
 const PRIORITY: i32 = -115;
-/// Segments of clients arrive with a greater hop limit. A lesser one costs a segment only some of the nodes.
+/// Segments of clients arrive with a greater hop limit. A segment with a lesser one may reach only some of the nodes.
 pub(super) const MAX_HOPS: u8 = 16;
 /// The hop limit of a segment that this node handles after all others.
 const USUAL_HOPS: u8 = 64;
