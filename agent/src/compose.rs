@@ -1,6 +1,6 @@
 //! The observed objects → the snapshots of the dataplane and the speaker.
 //!
-//! | room | contents |
+//! | file | content |
 //! |---|---|
 //! | [`stores`] | the watches and their tables |
 //! | [`composition`] | both snapshots, kept up to date with each change (pure) |

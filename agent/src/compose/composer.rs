@@ -5,7 +5,8 @@
 //!                       ^ dead nodes, heard nodes, reply paths
 //! ```
 //!
-//! From this node's links, the task also derives the links that need a reply path, and sends them to the reply paths.
+//! From this node's links, the task also derives the links that need a reply path. It sends them to the task that makes
+//! the reply paths.
 //! All this is one task. It waits only for these inputs, and its future can be dropped at any time.
 
 use std::collections::BTreeSet;
