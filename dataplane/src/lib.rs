@@ -6,7 +6,7 @@
 //!                                                      Forwarding  ◀──────────────────────────────┘
 //! ```
 //!
-//! | room | content |
+//! | module | content |
 //! |---|---|
 //! | [`snapshot`] | the observed input |
 //! | [`rules`] | snapshot → ruleset, without any knowledge of a kernel (pure) |

@@ -212,7 +212,7 @@ fn refused_marks_are_published_and_traffic_continues() {
     assert_eq!(ask_tcp(&world.client, &V4.port(80)), Answer::new(&pod, CLIENT));
     // With a single link, no marks are needed.
     agent.send(marking(vec![]));
-    wait_for("nothing to be missing", || !agent.forwarding().marks_refused);
+    wait_for("no refused marks", || !agent.forwarding().marks_refused);
     // With room again, new links are tried again.
     nft(&world.n1, "delete table ip other\n");
     agent.send(marking(vec![mark("eth0", 1), mark("eth2", 2)]));

@@ -36,7 +36,7 @@ fn web(net: Net, nodes: &[u8]) -> Described {
     web.slice(&ports, endpoints(net, nodes))
 }
 
-/// The same, where `n2` and `n3` are on the link of this node.
+/// A snapshot of this Service, with `n2` and `n3` on the link of this node.
 fn on_link(described: Described) -> Snapshot {
     Snapshot { links: on_eth0(&["n2", "n3"]), ..snapshot([described]) }
 }
@@ -50,7 +50,7 @@ fn node(fate: FrameFate) -> u8 {
     match fate {
         FrameFate::Kept => 1,
         FrameFate::Resent { to, from } => {
-            assert_eq!(from, mac("n1"), "as the switch knows this node");
+            assert_eq!(from, mac("n1"), "the source is this node's MAC address");
             to.octets()[5]
         }
     }

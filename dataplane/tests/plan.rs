@@ -87,7 +87,7 @@ fn endpoints_of_dead_nodes_are_the_last_resort() {
         ("a dead one does not drain", vec![ready_("l1"), stops("r1")], &["n2"], &["l1"], 0),
         ("a living one does", vec![ready_("l1"), stops("r1")], &["n3"], &["l1"], 1),
         ("this node is not dead", vec![ready_("l1"), ready_("r1")], &[NODE], &["l1", "r1"], 0),
-        ("where it runs is not known", vec![crds::Endpoint { node: None, ..ready_("r1") }], &["n2"], &["r1"], 0),
+        ("its node is unknown", vec![crds::Endpoint { node: None, ..ready_("r1") }], &["n2"], &["r1"], 0),
     ];
     for (case, given, dead, expected, draining) in cases {
         let dead = dead.iter().map(|node| (*node).to_owned()).collect();
@@ -153,7 +153,7 @@ fn with_spreading_a_node_prefers_its_own_endpoints() {
             0,
         ),
         (
-            "one is not: this node has it",
+            "one is not on the link: this node has its endpoint",
             false,
             vec![ready_("l1"), on_node("r1", "n9")],
             &[],

@@ -326,7 +326,7 @@ fn a_strict_reverse_path_filter_is_reported() {
     for of in ["eth0", "eth1"] {
         world.node.sysctl(&format!("ipv4.conf.{of}.rp_filter"), "1").expect("rp_filter");
     }
-    // Replies leave by eth0 anyway.
+    // The node's default route leaves by eth0, so the filter of eth0 drops no requests.
     assert_eq!(world.settle(&both()).gaps, [Gap::StrictFilter(link("eth1"))].into());
     world.node.sysctl("ipv4.conf.all.rp_filter", "2").expect("rp_filter");
     assert_eq!(world.settle(&both()).gaps, [].into());

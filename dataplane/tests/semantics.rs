@@ -1,6 +1,7 @@
 //! The endpoints of each kind of client: the truth table that every dataplane of lb_ips must follow.
 //!
-//! Traces of the rules, without a kernel, are compared with the table. The last test compares the kernel with them.
+//! Traces of the rules, without a kernel, are compared with the table. The last test compares the kernel with the
+//! traces.
 
 mod harness;
 mod sample;

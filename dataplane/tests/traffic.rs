@@ -68,7 +68,7 @@ fn traffic_counters_survive_changes_of_endpoints() {
         let third = of_web(&world, &both, net);
         assert_eq!((third.connections, third.refused), (9, second.refused));
 
-        // Changed counters are no damage. Not even an engine that starts changes an element because of them.
+        // Changed counters are no damage. An engine that starts does not change elements because of them either.
         assert_eq!(engine.check().expect("check"), None);
         let again = Arc::new(plan_ruleset(&with_pods(both)));
         assert_eq!(harness::engine(&world).apply(&again).expect("apply"), TableOutcomes::new());

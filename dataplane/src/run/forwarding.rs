@@ -26,7 +26,7 @@ pub struct Forwarding {
 }
 
 impl Forwarding {
-    /// Sets all fields that have an entry for `address`. Returns whether one of them changed. Logs new mistakes.
+    /// Sets or removes the entry of `address` in each field. Returns whether an entry changed. Logs new mistakes.
     pub(super) fn set(&mut self, address: IpAddr, lb_ip: Option<&LbIp>) -> bool {
         let set_in = |set: &mut BTreeSet<IpAddr>, is_in| if is_in { set.insert(address) } else { set.remove(&address) };
         let address_changed = set_in(&mut self.addresses, lb_ip.is_some());

@@ -12,7 +12,7 @@ use crate::world::Net;
 /// Whether a packet is in fragments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// It is not.
+    /// Not in fragments.
     Whole,
     /// The first fragment.
     First,

@@ -114,13 +114,13 @@ fn the_end_of_a_moved_connection_reaches_its_endpoint() {
         cluster.apply(&snapshot([cluster.web(net, &pods[..1])]));
         let (connections, _) = open(&cluster, net, 20);
         cluster.apply(&snapshot([cluster.web(net, &pods[..3])]));
-        let is_open = || {
+        let all_ended = || {
             let output = pods[0].namespace.command("ss").args(["-Htn", "state", "established"]).output();
             output.expect("run ss").stdout.is_empty()
         };
-        assert!(!is_open(), "no connection yet");
+        assert!(!all_ended(), "no connection is open");
         drop(connections);
-        wait_for("the end of all connections", is_open);
+        wait_for("the end of all connections", all_ended);
     });
 }
 

@@ -257,7 +257,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The answer of this pod to a client that it sees as this.
+    /// The answer of this pod to a client that it sees at this address.
     pub fn new(pod: &Pod, client: &str) -> Self {
         Self { pod: (pod.node, pod.number), client: client.parse().expect("an address") }
     }
