@@ -4,7 +4,7 @@
 //!  controller: keeper --creates, rotates--> Secret landfall-hello-keys --watch--> agent: in_use --Keys--> speaker
 //! ```
 //!
-//! | room | contents |
+//! | file | content |
 //! |---|---|
 //! | [`secret`] | the entries and annotations of the Secret, and which entries are keys (pure) |
 //! | [`rotation`] | the next write to the Secret, and its time (pure) |

@@ -10,7 +10,7 @@
 //!   API server <----------- report <--------------+
 //! ```
 //!
-//! | room | contents |
+//! | module | content |
 //! |---|---|
 //! | [`run`](mod@run) | starts the tasks and ends them |
 //! | [`channels`] | the watch channels between the tasks, and which addresses the speaker may announce |
