@@ -147,7 +147,8 @@ struct OurService {
 }
 
 /// The Services that Landfall has written to: those that hold an address, those with a condition of ours, and those to
-/// which our controller added the finalizer. The finalizer of another client proves nothing: every provider uses it.
+/// which our controller added the finalizer. A finalizer that another client added proves nothing, because every
+/// provider uses the same finalizer.
 async fn our_services(client: &Client) -> anyhow::Result<Vec<OurService>> {
     let addresses = list::<LoadBalancerIP>(client).await?;
     let holders: BTreeSet<InternedStr> =

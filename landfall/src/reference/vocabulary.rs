@@ -69,7 +69,7 @@ impl Constant {
     }
 }
 
-/// An enum of [`crds::words!`] or `ForwardingReason`, with the comments of its values without content.
+/// An enum of [`crds::words!`] or `ForwardingReason`, with the comments of its variants that have no fields.
 struct Words {
     name: String,
     variants: Vec<(String, String)>,
