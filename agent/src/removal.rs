@@ -1,8 +1,8 @@
 //! Detects that Landfall is being removed from the cluster. Then an agent that stops leaves nothing in the kernel.
 //!
 //! `kubectl delete -f`, `helm uninstall` and `kubectl delete namespace` delete everything at once. So the rights of the
-//! agent may end before its pod does, and the API server then refuses its requests. An open watch outlives these rights,
-//! and reports the deletion of the DaemonSet before the kubelet stops the pod.
+//! agent may end before its pod does, and the API server then refuses its requests. An open watch outlives these
+//! rights, and reports the deletion of the DaemonSet before the kubelet stops the pod.
 
 use std::convert::Infallible;
 use std::time::Duration;

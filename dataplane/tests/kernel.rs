@@ -125,8 +125,8 @@ fn nft_loads_the_golden_tables() {
     }
 }
 
-/// `make doctor` sends these requests to find a kernel that refuses Landfall's tables. They add one element to each set.
-/// Of the rules, they add only those with an expression that no earlier rule of the table has.
+/// `make doctor` sends these requests to find a kernel that refuses Landfall's tables. They add one element to each
+/// set. Of the rules, they add only those with an expression that no earlier rule of the table has.
 #[test]
 fn the_engine_writes_the_golden_requests() {
     /// NFT_MSG_NEWRULE, and its attribute NFTA_RULE_EXPRESSIONS.

@@ -41,8 +41,8 @@ pub struct Ruleset {
     /// The rings in use, by family, with the number of ports that use each.
     rings: BTreeMap<(Family, RingId), (Arc<Ring>, usize)>,
     pub(crate) next_hops: Arc<NextHops>,
-    /// Set when `next_hops` must be resolved again by [`Ruleset::resolve_next_hops`], since other tables or rings are in
-    /// use, or other nodes are dead.
+    /// Set when `next_hops` must be resolved again by [`Ruleset::resolve_next_hops`], since other tables or rings are
+    /// in use, or other nodes are dead.
     pub(super) next_hops_outdated: bool,
 }
 

@@ -90,9 +90,9 @@ impl Worker {
 
     /// Programs the kernel for `snapshot`. With `check`, first checks whether it still has the applied tables.
     ///
-    /// Three functions are optional: spreading frames, a second chance for segments, and marking connections. The kernel
-    /// may refuse one, because it does not support it, or because a link has vanished. Then all packets are forwarded
-    /// without it.
+    /// Three functions are optional: spreading frames, a second chance for segments, and marking connections. The
+    /// kernel may refuse one, because it does not support it, or because a link has vanished. Then all packets are
+    /// forwarded without it.
     pub(super) fn step(&mut self, snapshot: &Arc<Snapshot>, check: bool) -> Result<(), EngineError> {
         let result = self.forward_with_fallbacks(snapshot, check);
         let marks_refused = self.refused_reply_paths.is_some();
