@@ -47,7 +47,7 @@ fn traffic_counters_survive_changes_of_endpoints() {
         for _ in 0..3 {
             ask_udp(&client).expect("an answer");
         }
-        // Three datagrams; and of each connection of TCP at least the SYN, its ACK, and an end.
+        // Three datagrams, and at least three segments of each TCP connection: a SYN, an ACK, and an end.
         let first = of_web(&world, &one, net);
         assert_eq!(first.connections, 8);
         assert!((3 + 7 * 3..500).contains(&first.packets), "{first:?}");

@@ -67,7 +67,7 @@ pub(super) const INTERVAL_END: u32 = 1;
 pub(super) const ACCEPT: u32 = 1;
 
 /// The length in bytes at which a list of elements continues in another message. The length of an attribute is a number
-/// of 16 bits, so it is at most 65,535. The largest element needs less than the difference.
+/// of 16 bits, so it is at most 65,535. The largest element fits into the difference.
 pub(super) const LIST_LIMIT: usize = 60_000;
 
 /// A message of this type about a table.

@@ -20,7 +20,8 @@ const SYN: u8 = 2;
 /// The time to live or hop limit: its name in `nft`, and its offset in the header (RFC 791 §3.1, RFC 8200 §3).
 const HOP_LIMIT_V4: (&str, u32) = ("ip ttl", 8);
 const HOP_LIMIT_V6: (&str, u32) = ("ip6 hoplimit", 7);
-/// A packet belongs to no connection, or is not tracked: a bit (NF_CT_STATE_*), and its name in `nft`.
+/// The states of a packet of no connection, and of a packet that is not tracked: the bit (NF_CT_STATE_*) and the name
+/// in `nft` of each.
 pub(super) const STATE_INVALID: (u32, &str) = (1, "invalid");
 pub(super) const STATE_UNTRACKED: (u32, &str) = (1 << 6, "untracked");
 /// ARPHRD_ETHER.
