@@ -28,8 +28,8 @@ pub struct Config {
     pub count_traffic: bool,
     /// The maximal number of Services with metrics of their own. A Service counts once for each of its addresses.
     pub service_metrics: usize,
-    /// Namespace of Landfall, with the Secret [`NAME`](crate::keys::NAME), which contains the Hello keys, and the
-    /// DaemonSet of the agents.
+    /// Namespace of Landfall. It contains the DaemonSet of the agents, and the Secret [`NAME`](crate::keys::NAME) with
+    /// the Hello keys.
     pub keys_namespace: String,
 }
 

@@ -74,7 +74,7 @@ impl DaemonSetState {
 }
 
 /// Whether Landfall is being removed from the cluster: its DaemonSet or namespace is being deleted, its definitions are
-/// gone, or no LoadBalancerIP is left. An answer that the API server refuses proves nothing.
+/// gone, or no LoadBalancerIP is left. A request that the API server refuses proves nothing.
 pub(crate) async fn is_removed(client: &Client, namespace: &str, daemon_set: DaemonSetState) -> bool {
     if daemon_set == DaemonSetState::Removed {
         return true;

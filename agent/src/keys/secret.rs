@@ -90,9 +90,9 @@ pub(crate) enum EntryProblem {
 }
 
 impl SecretView {
-    /// The entries that are long enough. Of more than [`MAX_KEYS`] such entries, the last ones by name are used. They
-    /// are the newest, since Landfall names a key after its time of creation. All nodes with the same Secret use the
-    /// same keys.
+    /// The entries that are long enough. If there are more than [`MAX_KEYS`], the last ones by name are used. Of the
+    /// keys that Landfall made, these are the newest, because Landfall names a key after its time of creation. All
+    /// nodes with the same Secret use the same keys.
     pub(crate) fn usable_keys(&self) -> UsableKeys {
         let mut problems = Vec::new();
         let mut good: Vec<(&String, &[u8])> = Vec::new();

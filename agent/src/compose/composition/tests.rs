@@ -21,7 +21,7 @@ const NODE: &str = "n0";
 /// A change of one input. The first number selects the object, and an `Option` has its new state: `None` removes it.
 #[derive(Clone, Debug)]
 enum Step {
-    /// Whether it is a load balancer, has traffic policy Local, and disables spreading; its UID.
+    /// Whether it is a load balancer; whether it has the traffic policy Local; whether it disables spreading; its UID.
     Service(u8, Option<(bool, bool, bool, u8)>),
     /// The Service of the slice; the node of each endpoint, and whether the endpoint is ready.
     Slice(u8, Option<(u8, Vec<(u8, bool)>)>),
@@ -29,7 +29,7 @@ enum Step {
     Address(u8, Option<(u8, Vec<u8>, bool)>),
     /// Whether the pool enables spreading.
     Pool(u8, Option<bool>),
-    /// Whether the node is excluded and drained; its UID.
+    /// Whether the node is excluded; whether it is drained; its UID.
     Node(u8, Option<(bool, bool, u8)>),
     /// One of four specs: see [`advertisement`].
     Advertisement(u8, Option<u8>),
