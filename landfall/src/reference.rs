@@ -1,7 +1,7 @@
 //! Generates the reference `docs/reference/api.md` from the code: definitions of objects, words of the API, metrics and
 //! options. Only compiled for tests.
 //!
-//! | file | contents |
+//! | file | content |
 //! |---|---|
 //! | `objects` | the fields of each object, from its definition |
 //! | `vocabulary` | annotations, labels, conditions, reasons and events, from the sources and their comments |

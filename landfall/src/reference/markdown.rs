@@ -1,6 +1,6 @@
 //! Tables in Markdown.
 
-/// A heading and a table. `columns` are the titles.
+/// A table. `columns` are the titles of its columns.
 pub(super) fn table<const N: usize>(columns: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
     let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
     let mut text = line(&columns.map(str::to_owned)) + &"|---".repeat(N) + "|\n";
