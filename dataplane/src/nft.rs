@@ -20,8 +20,9 @@
 //!                        │
 //!        sticky-T-pick-N: affinity[ source . lb_ip . proto . port ] → destination, otherwise the same
 //!                        │
-//!            nat postrouting (90), input: was the connection's destination one of addresses? then
-//!                        ├→ learn: remember[ lb_ip . proto . port ] → add the client and its endpoint to affinity
+//!            nat postrouting, input (80): is the connection translated? then
+//!                        └→ learn: remember[ lb_ip . proto . port ] → add the client and its endpoint to affinity
+//!            nat postrouting (90): was the connection's destination one of addresses? then
 //!                        └→ source: keep the client's address for an endpoint on this node, otherwise masquerade
 //! ```
 //!
