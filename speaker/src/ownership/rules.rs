@@ -37,7 +37,7 @@ pub const PREFERRED_AFTER: Duration = Duration::from_secs(5);
 
 /// An owner that is no longer a candidate keeps announcing for at most this long, if there is a live successor. The
 /// successor may hear of the change later, or may have to program its kernel first. After this time the owner stops
-/// even if the successor has not taken over, because users' rules must take effect.
+/// even if the successor has not taken over, because the user's configuration must take effect.
 pub const INELIGIBLE_GRACE: Duration = Duration::from_secs(5);
 
 /// The rank of a node for an address (rendezvous hashing); the highest rank is best. All nodes compute the same value.

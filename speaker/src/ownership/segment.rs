@@ -208,7 +208,7 @@ impl Segment {
         self.dirty.extend(self.announced_addresses());
     }
 
-    /// Gives each peer a new window, because this node was suspended until now.
+    /// Gives each peer a new window, because this node was suspended until now, or its link was down.
     pub fn excuse_peers(&mut self, now: Duration) {
         for peer in self.peers.values_mut().filter(|peer| peer.state != PeerState::Dead) {
             peer.liveness.excuse(now);

@@ -11,7 +11,7 @@
 //! - The node was heard before, and is silent on *every* link on which it was heard. A node is alive if this node hears
 //!   it on any link, or if a peer reports that it hears the node. A deaf node is alive, too, because it still sends
 //!   Hellos.
-//! - The kernel of its node does not answer ARP or NDP for the node's own address on any of these links
+//! - Its kernel does not answer ARP or NDP for the node's own address on any of these links
 //!   ([`super::reachability`]). If it answers, only the agent of the node has failed: its addresses move, and its
 //!   endpoints stay. Solicitations begin before the window ends, so they do not delay the detection of a death.
 //! - On at least one of these links, a peer *confirms* the silence: the peer is alive, was heard just now, hears this
@@ -22,11 +22,11 @@
 //!   such a frame arrives after the peer and its kernel fell silent, and they stay silent for one more window.
 //! - A node that sent a goodbye is not dead: its speaker was shut down, and its pods still run.
 //!
-//! A dead node stays dead until it is heard again, even if all other nodes fall silent later. (Its kernel is heard only
-//! if it answers within a second or two. After that the node may be starting again, without pods.) It is forgotten after
-//! [`FORGET_AFTER`], or when this node no longer sends Hellos on any link on which it heard that node. By
-//! [`FORGET_AFTER`], Kubernetes has reported the endpoints of a dead node as not ready. If they are still ready, the
-//! node runs and only its speaker has failed.
+//! A dead node stays dead until it is heard again, even if all other nodes fall silent later. (Its kernel is solicited
+//! only in the first ten windows of its silence. A later answer might come from a node that is restarting, without
+//! pods.) A dead node is forgotten after [`FORGET_AFTER`], or when this node no longer sends Hellos on any link on
+//! which it heard that node. By [`FORGET_AFTER`], Kubernetes has reported the endpoints of a dead node as not ready. If
+//! they are still ready, the node runs and only its speaker has failed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

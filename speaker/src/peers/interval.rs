@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use crate::config::Config;
 
-/// The number of packets that a speaker should receive per second on a link at most, except while claims change. Up to
-/// 26 speakers each send a Hello every 50 ms, 50 speakers every 98 ms, and 100 speakers every 198 ms.
+/// A speaker should receive at most this number of packets per second on a link, except while claims change. Up to 26
+/// speakers each send a Hello every 50 ms, 50 speakers every 98 ms, and 100 speakers every 198 ms.
 const PACKETS_PER_SECOND: u32 = 500;
 
 /// The longest interval. With more than 501 speakers the packet rate grows again, so that a death is still detected

@@ -6,15 +6,15 @@
 //!
 //! The input is times; the output is the time of the next solicitation, and whether the kernel answers:
 //!
-//! | since the last sign of life | solicitation |
+//! | situation | next solicitation |
 //! |---|---|
-//! | 1.5 intervals after the last Hello | the first one |
-//! | the last solicitation is unanswered | after half an interval, and later after a fifth of the silence |
-//! | the kernel has answered | after an interval |
-//! | ten windows without a Hello and an answer | none: only a Hello ends this silence |
+//! | the node has not been solicited yet | 1.5 intervals after the last Hello |
+//! | the last solicitation is unanswered | after half an interval, or a fifth of the silence if that is longer |
+//! | the last solicitation was answered | after an interval |
+//! | neither a Hello nor an answer for ten windows | none: only a Hello ends this silence |
 //!
-//! The limit of ten windows also protects a node that restarts: its kernel answers long before its pods run. A machine
-//! with firmware takes longer to restart than these 1.5 s.
+//! The limit of ten windows (1.5 s) also covers a node that restarts: its kernel answers long before its pods run. The
+//! firmware of a machine alone needs more time than that, so such a node stays dead until its agent runs.
 
 use std::time::Duration;
 

@@ -38,7 +38,7 @@ fn world_before_fault(seed: u64) -> (World, usize) {
     (world, victim)
 }
 
-/// Cuts the power of a node. It must be dead to all others in time. Returns the dead nodes as each of them sees them.
+/// Cuts the power of a node. It must be dead to all others in time. Returns the dead nodes as seen by each other node.
 fn crash_until_dead(world: &mut World, victim: usize) -> Vec<BTreeSet<String>> {
     world.crash(victim);
     let gone = vec![BTreeSet::from([name(victim)]); world.nodes() - 1];

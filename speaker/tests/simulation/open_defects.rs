@@ -11,7 +11,7 @@ use crate::{SETTLING_TIME, check, planned_moves};
 #[test]
 #[should_panic(expected = "the last to announce")]
 fn outbid_node_is_not_the_last_to_announce() {
-    // The seed selects among the faults without those of links and of processes.
+    // Without these faults, this seed meets the defect.
     explore(770_748_632_723, &[Fault::LinkDown, Fault::LinkUp, Fault::Kill], &[]);
 }
 
@@ -36,8 +36,8 @@ fn node_of_two_that_hears_nothing_leaves_one_announcer() {
     world.advance(Duration::from_secs(5));
 }
 
-/// TODO(correctness): a stopping node without a quorum announces its addresses beside their new owner until its time is
-/// over. The claim of the new owner is not backed, and therefore weaker than the old one.
+/// TODO(correctness): a stopping node without a quorum announces its addresses beside their new owner until its
+/// handover timeout. The claim of the new owner is not backed, and therefore weaker than the old one.
 #[test]
 #[should_panic(expected = "has several announcers on LAN 0")]
 fn node_stopping_without_a_quorum_leaves_in_time() {

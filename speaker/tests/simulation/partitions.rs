@@ -226,7 +226,7 @@ fn returned_links_are_heard_again() {
     seeds(60, |seed| {
         let nodes = 2 + seed as usize % 4;
         let mut world = observed_world(seed, nodes);
-        // With several links, a switch has failed.
+        // Several links that are down stand for a failed switch.
         let down = 1 + world.random.next_below(nodes);
         for node in 0..down {
             world.set_carrier(node, 0, false);

@@ -80,7 +80,8 @@ pub struct Announcement {
 pub struct World {
     pub now: Duration,
     pub random: Random,
-    /// The source for frames from one node to another. With a source of their own, they change no other random number.
+    /// The random numbers for unicast frames. They have a source of their own, so that these frames do not change the
+    /// random numbers of everything else.
     unicast_random: Random,
     pub network: Network,
     /// The maximum time until a dataplane acknowledges an address.

@@ -40,7 +40,8 @@ impl Segment {
     }
 
     /// Records when a frame of ARP or NDP proved that this node can hear other hosts. This matters only while there is
-    /// a single peer. Only the first frame after that peer fell silent counts, and the first one after its kernel did.
+    /// a single peer. Only two frames are recorded: the first one after that peer fell silent, and the first one after
+    /// its kernel fell silent.
     pub(super) fn record_outsider(&mut self, now: Duration, frame: &[u8]) {
         // Frames on a bridge prove nothing: they may be from pods or virtual machines of this node.
         let mut peers = self.peers.values();

@@ -28,8 +28,8 @@ impl Segment {
         }
     }
 
-    /// When the next solicitation is due, or the result of the last ones changes. The loop does not wake for a peer
-    /// whose next Hello is not due, because it may already wait in a socket.
+    /// When the next solicitation is due, or the result of the last ones changes. A peer whose next Hello is not due
+    /// yet does not count: its Hello usually arrives in time, and waits in a socket without waking the loop.
     pub(super) fn next_solicitation(&self, now: Duration) -> Option<Duration> {
         let late = |peer: &&Peer| now >= peer.liveness.silent_since() + peer.liveness.interval;
         let solicitable = self.peers.values().filter(late).filter(|peer| is_solicitable(&self.link, peer));
