@@ -27,7 +27,7 @@
 //! log. Only [`run`](fn@run) calls that function. Everything else is pure. Time is an argument, and the tests drive the
 //! same [`machine`] through a simulated network.
 //!
-//! # The way of a Hello
+//! # The path of a Hello
 //!
 //! 1. `os::filter` passes it to a socket, and `run::wire_loop` receives it. While the machine is idle, a routine
 //!    Hello waits until the loop wakes for another reason. Any other Hello wakes the loop.
@@ -35,20 +35,21 @@
 //!    ([`wire::codec`]), opens the seal ([`wire::seal`]) and decodes a [`Packet`](wire::hello::Packet).
 //! 3. `ownership::segment::receive_hello` decides whether this node believes the sender. A sender that has not proved
 //!    that it is alive gets an echo (`peers::handshake`).
-//! 4. `peers::peer` updates the peer: liveness, claims, unread buckets. Addresses whose claim changed are marked dirty.
-//! 5. The round continues with [`Machine::poll`](machine::Machine::poll), as for a claim below.
+//! 4. `peers::peer` updates the liveness and the claims of the peer. Addresses whose claim changed are marked dirty.
+//! 5. The loop calls [`Machine::poll`](machine::Machine::poll), which decides about the dirty addresses, as for a claim
+//!    below.
 //!
-//! # The way of an ARP request
+//! # The path of an ARP request
 //!
 //! 1. `os::filter` passes it to a socket, and [`Machine::receive`](machine::Machine::receive) passes it to the segment
-//!    of its link (`ownership::segment::resolve`). NDP solicitations take the same way.
+//!    of its link (`ownership::segment::resolve`). NDP solicitations take the same path.
 //! 2. [`wire::arp::decide`] returns a [`Verdict`](wire::arp::Verdict): an answer if this node announces the target, a
 //!    conflict if the sender uses an announced address, or the reason for no answer.
 //! 3. An answer becomes a [`Frame`](wire::frame::Frame) of the next [`Output`](machine::Output), which `run::wire_loop`
 //!    sends. A conflict with a host is recorded in `announce::conflicts`; one with a peer is not. In both cases the
 //!    address is announced again, at limited intervals, unless a peer may own it.
 //!
-//! # The way of a claim
+//! # The path of a claim
 //!
 //! 1. An input changes: a peer dies, a claim of a peer ends, the [`Snapshot`] or the forwarded addresses change. The
 //!    segment marks the address dirty.

@@ -110,7 +110,8 @@ impl Machine {
             return segment.send_goodbye(&mut self.context);
         }
         let now = self.context.now;
-        // Peers have forgotten this node by then. The link may have been deleted: links that return have other indexes.
+        // After `FORGET_AFTER`, peers have forgotten this node. The segment of a deleted link would stay forever: a new
+        // link has another index.
         self.suspended.retain(|_, (since, _)| now < *since + FORGET_AFTER);
         self.suspended.insert(index, (now, segment));
     }

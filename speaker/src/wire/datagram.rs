@@ -1,9 +1,9 @@
 //! The frames that carry packets between speakers: Ethernet, IP and UDP to a link-local multicast group.
 //!
 //! Speakers use IPv4 if the link has an IPv4 address, otherwise IPv6. A receiver accepts both. Any tool can read these
-//! frames and any switch floods them: groups in 224.0.0.0/24 are not subject to IGMP snooping (RFC 4541 §2.1.2), and
-//! the kernel reports this node's membership of the IPv6 group ([`crate::os::groups`]). A datagram from another network
-//! is refused, because its TTL is below 255 (GTSM, RFC 5082 §3).
+//! frames. Any switch forwards them to all speakers: groups in 224.0.0.0/24 are not subject to IGMP snooping (RFC 4541
+//! §2.1.2), and for the IPv6 group the kernel reports the membership of this node ([`crate::os::groups`]). A datagram
+//! from another network is refused, because its TTL is below 255 (GTSM, RFC 5082 §3).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
