@@ -150,8 +150,8 @@ impl WireLoop {
         }
     }
 
-    /// Whether the thread must stop at once, because [`super::run`] has ended. If it requested a stop before, the
-    /// machine begins to leave instead.
+    /// Whether the thread must stop at once, because [`super::run`] has ended without a message. After the message
+    /// `stop`, the machine begins to leave, and the thread does not stop at once.
     fn must_stop_at_once(&mut self, now: Duration) -> bool {
         if self.stopping {
             return false;

@@ -25,7 +25,7 @@ use seeds::{is_replay, seeds};
 use world::{INTERVAL, Network, Random, World, lb_ip, name};
 
 /// The LAN settles within this time after the last disturbance. A silent node is declared dead after a window, and a
-/// deaf one is detected after two. A returning node only listens for four intervals. Then the candidates take their
+/// deaf one is detected after two. A returning node claims nothing for four intervals. Then the candidates take their
 /// turns.
 const SETTLING_TIME: Duration = Duration::from_millis(1500);
 

@@ -56,7 +56,7 @@ pub struct Network {
 enum Scheduled {
     /// The loop of a node wakes.
     Wake(usize),
-    /// A frame arrives at a node on a LAN: at its speaker.
+    /// A frame arrives at the speaker of a node, on a LAN.
     Arrive(usize, usize, Channel, Arc<[u8]>),
     /// A frame of the first node arrives at the kernel of the second one on a LAN.
     Resolve([usize; 2], usize, Channel, Arc<[u8]>),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use lan::{LB_IP, LB_IP_V6, Lan};
 
 /// The bound of a takeover. A takeover takes 0.1 to 0.2 s, even with ten times the load that the machine can carry. The
-/// bound is generous, because benchmarks assert the exact time.
+/// bound is generous, because a benchmark measures the exact time.
 const TAKEOVER: Duration = Duration::from_secs(3);
 
 /// The bound of the time between the first and the last of thousands of announcements. They take less than 0.1 s, even
