@@ -132,7 +132,7 @@ mod tests {
     use crate::attribute::attributes;
     use proptest::prelude::*;
 
-    /// Three addresses with ports of one family.
+    /// Three addresses of one family, each with a port.
     fn ends() -> impl Strategy<Value = [SocketAddr; 3]> {
         let v4 = any::<[([u8; 4], u16); 3]>().prop_map(|ends| ends.map(SocketAddr::from));
         let v6 = any::<[([u8; 16], u16); 3]>().prop_map(|ends| ends.map(SocketAddr::from));
