@@ -1,7 +1,7 @@
 //! Conditions of a status.
 //!
 //! The type identifies a condition. A new status changes the transition time; a new reason or message does not. The
-//! position in the list never changes. So writing a condition again changes nothing, and no watch gets an event.
+//! position in the list never changes. So writing an equal condition changes nothing, and no watch gets an event.
 
 use std::fmt;
 
@@ -146,7 +146,7 @@ impl fmt::Display for Quoted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let start: String = self.0.chars().take(MAX_QUOTED).collect();
         let quoted = format!("{start:?}");
-        // An escaped character is displayed as several ones.
+        // An escape such as `\n` has more than one character.
         let shown: String = quoted.chars().take(MAX_QUOTED + 1).collect();
         if start.len() == self.0.len() && shown.len() + 1 >= quoted.len() {
             return f.write_str(&quoted);

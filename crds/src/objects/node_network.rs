@@ -88,7 +88,7 @@ impl From<&NodeNetwork> for NodeAddresses {
     }
 }
 
-/// The network of an address of a link. `None` if it has no other addresses, or only link-local ones.
+/// The network of an address of a link. `None` if the network has a single address, or if it is link-local.
 fn network_of(net: IpNet) -> Option<IpNet> {
     let is_link_local = match net {
         IpNet::V4(v4) => v4.addr().is_link_local(),

@@ -77,8 +77,8 @@ fn rule(rule: &str, message: &str, values: &str) -> Value {
     json!({"rule": rule, "messageExpression": format!("\"{message}\".format([{values}])")})
 }
 
-/// The addresses of `first-last` as a list in CEL, each as a list of numbers that are ordered like the addresses: the
-/// eight groups of an IPv6 address, or the four octets of an IPv4 address.
+/// The two addresses of `first-last` as a list in CEL. Each address is a list of numbers: the eight groups of an IPv6
+/// address, or the four octets of an IPv4 address. These lists are ordered like the addresses.
 ///
 /// CEL reads decimal numbers only. So each part is filled up to four digits, and each digit is looked up. An octet is
 /// read as if its digits were hexadecimal, too, which keeps the order. `::` is replaced by as many groups as are
@@ -97,8 +97,8 @@ fn numbers() -> String {
     )
 }
 
-/// [`UNUSABLE`] in the form of [`numbers`], as a list in CEL: the first two numbers of the first address and of the last
-/// address of each network.
+/// [`UNUSABLE`] in the form of [`numbers`], as a list in CEL: the first two numbers of the first address and of the
+/// last address of each network.
 fn unusable_starts() -> &'static str {
     "(self.contains('.') \
      ? [[0, 0x00000255], [0x01270000, 0x01270255], [0x01690254, 0x01690254], [0x02240000, 0x02390255]] \

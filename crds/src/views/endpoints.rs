@@ -44,8 +44,8 @@ pub struct Endpoint {
 impl EndpointSlice {
     /// Reads a slice; `None` if it belongs to no Service or lists host names.
     ///
-    /// An endpoint without an address, or with a loopback, link-local or multicast address, is skipped. Such an address
-    /// would direct traffic at the node itself (CVE-2021-25737).
+    /// An endpoint without an address, or with an address that no endpoint can have, is skipped. A loopback or
+    /// link-local address would direct traffic at the node itself, or at its link (CVE-2021-25737).
     ///
     /// # Errors
     /// If a port or protocol is invalid.

@@ -22,7 +22,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn readable_networks_of_a_service_cidr_are_read() {
+    fn invalid_network_of_a_service_cidr_is_skipped() {
         let object = serde_json::json!({
             "metadata": {"name": "kubernetes"},
             "spec": {"cidrs": ["10.96.0.0/12", "nonsense", "fd00::/108"]},
