@@ -1,8 +1,8 @@
 //! A sorted map whose copies share their common entries.
 //!
 //! An agent makes many snapshots of the cluster. Each is almost equal to the previous one, and parts of the agent still
-//! use older ones. A [`SharedMap`] consists of sorted chunks of a few dozen entries. A copy shares all chunks, a
-//! change copies one chunk, and a comparison of two versions skips the chunks that they share
+//! use older ones. A [`SharedMap`] is a list of pointers to sorted chunks of a few dozen entries. A copy shares all
+//! chunks. A change copies the list and one chunk. A comparison of two versions skips the chunks that they share
 //! ([`SharedMap::differing`]). So among 30,000 entries, it takes microseconds instead of milliseconds to change one
 //! entry, and to find that change.
 
@@ -12,8 +12,8 @@ use std::iter::from_fn;
 use std::ops::Index;
 use std::sync::Arc;
 
-/// The maximum number of entries in a chunk. With smaller chunks a change copies more pointers, with larger ones more
-/// entries.
+/// The maximum number of entries in a chunk. With smaller chunks, a change copies more pointers to chunks. With larger
+/// ones, it copies more entries.
 const MAX_ENTRIES: usize = 64;
 
 /// A chunk with fewer entries is merged with an adjacent chunk that has room.

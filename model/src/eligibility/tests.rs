@@ -234,15 +234,15 @@ fn excluding_all_nodes_excludes_none() {
 fn drained_nodes_are_candidates_only_without_others() {
     let cluster = || World::new(&["role=edge", "role=edge", ""]).endpoints("local", &[("n1", 'r'), ("n3", 'r')]);
     let edge = json!({"nodeSelectors": [matching("role=edge")]});
-    let one = |cluster: World| cluster.drain("n1");
+    let drain_n1 = |cluster: World| cluster.drain("n1");
     for (what, cluster, holder, expected) in [
-        ("one of three", one(cluster()), "web", "n2 n3"),
-        ("one of two with an endpoint", one(cluster()), "local", "n3"),
-        ("both with an endpoint", one(cluster()).drain("n3"), "local", "n1 n3"),
-        ("the only one that is not excluded", one(cluster()).exclude("n2").exclude("n3"), "web", "n1"),
-        ("one of two that are advertised", one(cluster()).advertise(edge.clone()), "web", "n2"),
-        ("both that are advertised", one(cluster()).drain("n2").advertise(edge), "web", "n1 n2"),
-        ("all", one(cluster()).drain("n2").drain("n3"), "web", "n1 n2 n3"),
+        ("one of three", drain_n1(cluster()), "web", "n2 n3"),
+        ("one of two with an endpoint", drain_n1(cluster()), "local", "n3"),
+        ("both with an endpoint", drain_n1(cluster()).drain("n3"), "local", "n1 n3"),
+        ("the only one that is not excluded", drain_n1(cluster()).exclude("n2").exclude("n3"), "web", "n1"),
+        ("one of two that are advertised", drain_n1(cluster()).advertise(edge.clone()), "web", "n2"),
+        ("both that are advertised", drain_n1(cluster()).drain("n2").advertise(edge), "web", "n1 n2"),
+        ("all", drain_n1(cluster()).drain("n2").drain("n3"), "web", "n1 n2 n3"),
         (
             "a deleted node",
             {

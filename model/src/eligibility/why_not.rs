@@ -1,8 +1,8 @@
 //! Why no node may announce an address.
 //!
 //! The rules are applied again, each time with one changed input. The input whose change leads to candidates is the
-//! reason. Only the existence of a candidate matters here: an address without candidates is one for which no claimant
-//! may use any node, because the other rules ([`super`]) never exclude the last node.
+//! reason. Only the existence of a candidate matters here. An address has no candidate if and only if none of its
+//! claimants may use any node: the other rules ([`super`]) never exclude the last node.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

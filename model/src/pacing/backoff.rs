@@ -36,7 +36,7 @@ impl Backoff {
 
 /// Spreads a delay over its upper half. A `jitter` of 0 gives half the delay, 1 the whole.
 ///
-/// Clients that lost the same server together then do not all return together.
+/// So clients that lost a server at the same time do not all return at the same time.
 pub fn add_jitter(delay: Duration, jitter: f64) -> Duration {
     delay.mul_f64(0.5 + jitter / 2.0)
 }
