@@ -3,12 +3,13 @@
 //! `cargo bench -p controller --bench plan` prints times in microseconds for several numbers of Services with
 //! addresses. Each line has the median, the minimum and the maximum of all rounds:
 //!
-//! - all plans for one new Service: from its first observation, over the answers to its two writes, to the end of its
-//!   series
+//! - all plans for one new Service: after its first observation, after each answer to its writes, and after the end of
+//!   its series
 //! - the first of these plans
 //! - a plan that covers all Services, as after a change of a pool (processor time)
 //!
-//! Two more shapes make much work at once. Their plans are cut, as in the main loop, and the longest plan counts too:
+//! Two more cases cause much work at once. As in the main loop, each of their plans decides about a limited number of
+//! Services. The longest plan is printed too:
 //!
 //! - Services that no node may announce, when the label of a Node changes
 //! - Services that wait, when a pool among many full ones changes
@@ -35,13 +36,13 @@ const ROUNDS: usize = 200;
 /// Rounds of plans that cover all Services.
 const FULL_ROUNDS: usize = 20;
 
-/// The limit of the main loop.
+/// Maximum number of Services in one plan, as in the main loop.
 const SERVICES_PER_PLAN: usize = 64;
 
-/// Nodes of the shape with Services that no node may announce.
+/// Nodes of the case with Services that no node may announce.
 const NODES: u32 = 200;
 
-/// Full pools of the shape with Services that wait.
+/// Full pools of the case with Services that wait.
 const FULL_POOLS: u32 = 500;
 
 fn main() {
@@ -124,7 +125,7 @@ fn measure_waiting(count: u32) {
     });
 }
 
-/// Prints the sum and the longest of cut plans. `round` returns the times of its plans in microseconds.
+/// Prints the sum and the longest time of the plans of a round. `round` returns the times in microseconds.
 fn measure_cut(name: &str, count: u32, round: impl FnMut(u32) -> Vec<f64>) {
     let rounds: Vec<_> = (1..=FULL_ROUNDS as u32).map(round).collect();
     print_times(name, count, rounds.iter().map(|times| times.iter().sum()).collect());

@@ -3,7 +3,7 @@
 //! Cluster → [`Plan`]. A plan depends only on observed objects and on the series in flight. So the next plan repairs
 //! the result of a crash, a lost response or a foreign write between any two effects. When nothing is left to write, a
 //! plan is empty. The planner updates promises and dirty keys in the index, and reads no clock. A plan decides about a
-//! limited number of Services, so that the main loop can measure how long it plans: [`ClusterIndex::plan_some`].
+//! limited number of Services, so that other work can have its turn between two plans: [`ClusterIndex::plan_some`].
 //!
 //! The order of effects within one [`Series`] matters:
 //!
@@ -15,8 +15,8 @@
 //! - Change of address: the new address is created and shown before the old one is withdrawn or quarantined.
 //!
 //! An address with several holders or a reservation is a subject of its own. A Service joins or leaves such a record by
-//! one write of that record. The status of the Service is written in the next plan or, in a change of address, before
-//! the Service leaves the record.
+//! one write of that record. The next plan writes the status of the Service. In a change of address, however, the
+//! status is written before the Service leaves the old record.
 //!
 //! | file | contents |
 //! |---|---|
@@ -107,8 +107,8 @@ impl ClusterIndex {
         plan
     }
 
-    /// Decides about these Services. Those that keep their addresses come first, then the others by rank and age. Before
-    /// these, the addresses that the status of one of them shows are promised to it.
+    /// Decides about these Services. Those that keep their addresses come first, then the others by rank and age. But
+    /// before any of the others is decided, each of them is promised the addresses that its status shows.
     fn decide(&mut self, services: Vec<Arc<Service>>, now: Timestamp) -> Decisions {
         let (mut decisions, mut needs) = (Decisions::default(), self.refusals_in_flight());
         for service in services {
@@ -164,7 +164,7 @@ impl ClusterIndex {
     }
 
     /// Services whose refusal is being written, with their rank. They keep their turn: an address that was freed
-    /// meanwhile does not go to a Service of a lower rank.
+    /// meanwhile does not go to a Service that comes after them in the order of [`Rank`].
     fn refusals_in_flight(&mut self) -> Vec<(Rank, Arc<Service>)> {
         let busy = self.busy.keys().filter_map(|subject| match subject {
             Subject::Service(key) => self.objects.services().get(key),
@@ -237,7 +237,7 @@ impl ClusterIndex {
     fn awaited_families(&self, allocation: &Allocation) -> Vec<Family> {
         let service = &allocation.service;
         if allocation.targets.iter().any(|target| self.would_leave(service, target.lb_ip)) {
-            // The limit of addresses in quarantine counts both families.
+            // The Service may move when a quarantine ends, and the limit of quarantines counts both families.
             FAMILIES.to_vec()
         } else if allocation.is_blocked || allocation.refusal.is_some() || joins_record(allocation) {
             // A Service that joins a record waits too: the holders may change before it joins.

@@ -20,9 +20,9 @@
 //!
 //! A plan usually takes microseconds, and each wake is handled at once. So nothing delays the first write for a new
 //! Service. The same holds for a write that follows from an answer: the status of a Service that has just joined a
-//! record. If there is much to plan (for example, after a change of pools), the loop plans some Services at a time and,
-//! after [`TURN`], continues with new changes and writes. Only such a turn is followed by a pause. New Services come
-//! before those that have an address.
+//! record. If there is much to plan, for example after a change of pools, the loop plans some Services at a time. After
+//! [`TURN`], it handles new changes and writes before it plans the others. Only planning that takes longer than
+//! [`SHORT_PLAN`] is followed by a pause. New Services come before those that have an address.
 //!
 //! A shutdown waits briefly for the answers to writes in flight. Dropping the future of [`run`] stops all tasks without
 //! waiting. In both cases the next start of a controller recovers unfinished work.
@@ -47,7 +47,7 @@ use crate::apply::events;
 use crate::metrics::Metrics;
 use crate::metrics::latency::WaitingServices;
 use crate::plan::Plan;
-use crate::plan::backoff::{AttemptNews, Backoff};
+use crate::plan::backoff::{Backoff, Transition};
 use crate::plan::effect::{Event, Subject};
 use crate::plan::queue::{DeferredBudget, Queue};
 use crate::state::index::{ClusterIndex, Obstacle};
@@ -397,19 +397,19 @@ impl Worker {
         let (subject, result) = ended?;
         let was_deferrable = self.deferrable.remove(&subject);
         let success = matches!(result, Ok(Progress::Done));
-        let news = self.backoff.record_end(&subject, success, Instant::now().into_std(), jitter());
-        match (result, news) {
+        let transition = self.backoff.record_end(&subject, success, Instant::now().into_std(), jitter());
+        match (result, transition) {
             (Err(failure), _) if failure.is_conflict() => {
                 tracing::debug!(%subject, %failure, "a write conflicted; its subject is planned again")
             }
-            (Err(failure), AttemptNews::Failing) => {
+            (Err(failure), Transition::Failing) => {
                 tracing::warn!(%subject, error = error_chain(&failure), "a write failed; the controller repeats it");
             }
-            (Ok(Progress::Done), AttemptNews::Recovered) => {
+            (Ok(Progress::Done), Transition::Recovered) => {
                 tracing::info!(%subject, "writes for this subject succeed again")
             }
             // Repeated deferrable writes only mean that an address moves from node to node.
-            (Ok(Progress::Done), AttemptNews::Contested) if !was_deferrable => drop(self.report_contested(&subject)),
+            (Ok(Progress::Done), Transition::Contested) if !was_deferrable => drop(self.report_contested(&subject)),
             _ => {}
         }
         Ok(subject)

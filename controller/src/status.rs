@@ -7,7 +7,7 @@
 //! | `conditions` | the write of `Announced` and `Forwarding`, which are written together |
 //! | `change` | whether a condition is up to date |
 //! | `pool` | the status of a pool |
-//! | `reason` | the reasons of the conditions of a Service |
+//! | `reason` | the reasons of conditions and events, and the types of the conditions of a pool |
 
 pub(crate) mod allocated;
 pub(crate) mod announced;

@@ -1,20 +1,20 @@
-//! Adoption: a Service has the address again that it had before.
+//! Adoption: a Service gets back the address that it had before.
 //!
 //! A Service that is restored from a backup, or created again, has another UID. Before any other address, it gets:
 //!
 //! 1. The address of a record that names its namespace and name with the UID of the former Service. The Service takes
 //!    the place of that holder by one write of the record, so announcers and reports of nodes stay. As for any holder,
-//!    no pool takes the address away. [`ClusterIndex::held_options`] finds these records.
-//! 2. The address that its status shows, if the Service could get it without requesting it by name, and if the address
-//!    is free or the Service may share it. So the records may be lost, and another provider may have written the
-//!    status.
+//!    changed pools do not take the address away. [`ClusterIndex::held_options`] finds these records.
+//! 2. The address that its status shows, if the Service could get it without requesting it by name. The address must be
+//!    free, or the Service must be able to share it. This works even if the records are lost, or if another provider
+//!    wrote the status.
 //!
-//! Addresses that the Service requests come before both. A forged status chooses among addresses that the Service
-//! could have got anyway: quotas and pool selectors apply, and no address in the cool-down of another Service is
+//! Addresses that the Service requests come before both. A forged status chooses only among addresses that the Service
+//! could have got anyway. Quotas and pool selectors apply, and no address in the cool-down of another Service is
 //! adopted.
 //!
-//! In a plan, Services that show an address come before those that take any, so that a new Service gets none of these
-//! addresses. Within a plan, precedence concerns these addresses alone.
+//! A plan promises shown addresses first, so that a new Service gets none of them. All other addresses of the same plan
+//! are assigned in the order of [`crate::allocate::request::Rank`].
 
 use std::net::IpAddr;
 
@@ -29,7 +29,7 @@ use crate::state::index::ClusterIndex;
 use crate::state::record::names;
 use crate::status::allocated::address_of;
 
-/// How many entries of a status are considered: as many as a Service can request addresses.
+/// Maximum number of status entries that are considered. It equals the maximum number of requested addresses.
 const MAX_SHOWN: usize = 16;
 
 /// The addresses in the status of a Service.
@@ -58,8 +58,9 @@ impl ClusterIndex {
         Ok(None)
     }
 
-    /// Whether the status of a Service may choose this address: one of these pools assigns it automatically, no record
-    /// keeps it for other purposes, and no other Service had it until just now.
+    /// Whether the status of a Service may choose this address. One of these pools must assign it automatically. If it
+    /// has a record, that must have holders, and none of them may have the key of the Service. The address must not be
+    /// in the cool-down of another Service, unless both may share it.
     fn may_adopt(&mut self, search: &Search<'_>, lb_ip: IpAddr, pools: &[usize]) -> bool {
         let service = search.service;
         let is_open = self.pools.pool_of_open(lb_ip).is_some_and(|pool| pools.contains(&pool));
@@ -97,8 +98,8 @@ impl ClusterIndex {
         claimed.into_iter().map(|lb_ip| (service.key.clone(), lb_ip)).collect()
     }
 
-    /// The new addresses that a Service requests, and those that its status shows. `None`: its request is refused, or
-    /// depends on a write that is still in flight.
+    /// The new addresses that a Service requests, and those that its status shows. `None`: its request is refused or
+    /// blocked ([`Unavailable`]).
     fn find_all_shown(&mut self, service: &Service, now: Timestamp) -> Option<Vec<IpAddr>> {
         let request = address_request(service).ok()?;
         let held = self.held_records(service);

@@ -88,7 +88,7 @@ pub(crate) enum Unavailable {
     Blocked,
 }
 
-/// The decision depends on a write that is still in flight.
+/// See [`Unavailable::Blocked`].
 pub(super) struct Blocked;
 
 /// The records that name a Service, or a former Service of the same key.

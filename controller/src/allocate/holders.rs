@@ -2,9 +2,8 @@
 //!
 //! A record, and the decisions about the Services that it names or is promised to → the new holders of the record. All
 //! changes are one write. It is conditional on the version that was read, so it never overwrites a concurrent join or
-//! departure. Only the deletion of a record that no other Service can join ignores the version. If a record has the
-//! same single holder from creation to deletion, only the series of that Service writes it while the Service exists,
-//! except that its pool may change.
+//! departure. Only the deletion of a record that no other Service can join ignores the version. While one Service holds
+//! a record and does not share it, only the series of that Service writes the record. The exception is its pool.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -28,8 +27,9 @@ struct Remaining {
 }
 
 impl ClusterIndex {
-    /// The write that updates the holders in the record of this address. `None` if the record is up to date, or if this
-    /// write must not happen now: for example, while only the series of the single holder writes the record.
+    /// The write that updates the holders in the record of this address. `None` if the record is up to date. Also
+    /// `None` if this write must not happen now, for example because only the series of the single holder writes the
+    /// record.
     pub(crate) fn reconcile_holders(&mut self, lb_ip: IpAddr, now: Timestamp) -> Option<Effect> {
         let record = self.objects.records().get(&lb_ip)?.clone();
         if record.deleting || self.unreadable.records.contains(&lb_ip) {

@@ -35,7 +35,7 @@ pub enum Refusal {
     /// Pools select namespaces by their labels, and the Namespace has not been observed.
     NamespaceUnknown(String),
     InvalidRequest(String),
-    /// The address is in no pool. With a pool: the Service requests this pool too, and the address is not in it.
+    /// `None`: no pool contains the address. `Some`: the Service requests this pool too, which does not contain it.
     AddressNotInPool(IpAddr, Option<String>),
     /// This pool excludes the address.
     AddressExcluded(IpAddr, String),
@@ -190,8 +190,8 @@ struct ObjectName<'a>(&'a str);
 
 impl fmt::Display for ObjectName<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let is_of_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
-        if self.0.len() <= MAX_QUOTED && self.0.chars().all(is_of_name) {
+        let is_name_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
+        if self.0.len() <= MAX_QUOTED && self.0.chars().all(is_name_char) {
             f.write_str(self.0)
         } else {
             Quoted(self.0).fmt(f)

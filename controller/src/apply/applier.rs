@@ -257,7 +257,7 @@ fn has_finalizers(object: &LoadBalancerIP) -> bool {
     object.metadata.finalizers.as_ref().is_some_and(|finalizers| !finalizers.is_empty())
 }
 
-/// How the message of its failure names a write.
+/// The name of a write in the message of its failure.
 fn action(kind: Write) -> &'static str {
     match kind {
         Write::CreateRecord => "creating its LoadBalancerIP",

@@ -39,7 +39,7 @@ const NAME: &str = "landfall-controller";
 /// Our name in `metadata.managedFields`.
 const FIELD_MANAGER: &str = "landfall-election";
 
-/// How long a request waits for its answer. It leaves a renewal time for a second attempt.
+/// How long a request waits for its answer: short enough for a second attempt before the right to write ends.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The longest delay between two watches.

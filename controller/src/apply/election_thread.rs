@@ -1,8 +1,8 @@
 //! The thread of the election.
 //!
-//! A renewal of the Lease must never wait for other work: a leader that renews too late loses the Lease, and with it all
-//! series in flight. So the election has a thread with a runtime and connections of its own. The main thread checks the
-//! write fence at each write.
+//! A renewal of the Lease must never wait for other work. A leader that renews too late loses the Lease, and with it
+//! all series in flight. So the election has a thread with a runtime and connections of its own. The main thread checks
+//! the write fence at each write.
 //!
 //! If an [`ElectionThread`] is dropped, its thread ends soon, and the Lease expires.
 

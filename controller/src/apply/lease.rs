@@ -7,8 +7,8 @@
 //!   counts, so other clocks do not matter; `renewTime` is only a text that differs from the one before.
 //! - Each write names the version that it replaces, or creates the Lease. So if several candidates take a free Lease,
 //!   one succeeds.
-//! - The leadership of this candidate counts from before its request was sent. Other candidates cannot have observed
-//!   the change earlier, so they wait longer than that.
+//! - The time of leadership counts from the moment before the request was sent. Other candidates observe the change
+//!   later, and count their wait from then on. So the leadership ends before they take the Lease.
 //! - A Lease without a holder is free at once. A clean stop leaves such a Lease behind.
 //!
 //! A candidate that has just started cannot know a Lease that was deleted by hand before. So two candidates may lead

@@ -42,9 +42,9 @@ struct Attempts {
     writes: u32,
 }
 
-/// A change that the end of an attempt brings.
+/// The transition that the end of an attempt causes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum AttemptNews {
+pub(crate) enum Transition {
     None,
     /// The first failure.
     Failing,
@@ -57,7 +57,7 @@ pub(crate) enum AttemptNews {
 impl Backoff {
     /// Records the end of an attempt. `jitter` (0 to 1) keeps subjects that failed together from being tried again
     /// together.
-    pub(crate) fn record_end(&mut self, subject: &Subject, success: bool, now: Instant, jitter: f64) -> AttemptNews {
+    pub(crate) fn record_end(&mut self, subject: &Subject, success: bool, now: Instant, jitter: f64) -> Transition {
         let before = self.0.remove(subject);
         let (failed, written) = before.as_ref().map_or((0, 0), |before| {
             (before.failures, if now.duration_since(before.ended) < QUIET_AFTER { before.writes } else { 0 })
@@ -73,12 +73,12 @@ impl Backoff {
         };
         self.0.insert(subject.clone(), Attempts { ended: now, delay, failures, writes });
         match (failed, failures) {
-            (0, 1) => AttemptNews::Failing,
-            (2.., 0) => AttemptNews::Recovered,
+            (0, 1) => Transition::Failing,
+            (2.., 0) => Transition::Recovered,
             _ if success && writes == 2 * FREE_WRITES && matches!(subject, Subject::Service(_)) => {
-                AttemptNews::Contested
+                Transition::Contested
             }
-            _ => AttemptNews::None,
+            _ => Transition::None,
         }
     }
 
@@ -109,16 +109,16 @@ mod tests {
     #[test]
     fn delays_double_up_to_the_longest_until_success() {
         let (mut backoff, now) = (Backoff::default(), Instant::now());
-        let mut news = Vec::new();
+        let mut transitions = Vec::new();
         let mut delays = Vec::new();
         for _ in 0..12 {
-            news.push(backoff.record_end(&web(), false, now, 1.0));
+            transitions.push(backoff.record_end(&web(), false, now, 1.0));
             delays.push(backoff.not_before(&web(), now).map(|until| (until - now).as_millis()));
         }
-        assert_eq!(news[..2], [AttemptNews::Failing, AttemptNews::None]);
+        assert_eq!(transitions[..2], [Transition::Failing, Transition::None]);
         assert_eq!(delays[..3], [Some(50), Some(100), Some(200)]);
         assert_eq!(delays[11], Some(30_000));
-        assert_eq!(backoff.record_end(&web(), true, now, 1.0), AttemptNews::Recovered);
+        assert_eq!(backoff.record_end(&web(), true, now, 1.0), Transition::Recovered);
         assert_eq!(backoff.not_before(&web(), now), None);
     }
 
@@ -126,9 +126,9 @@ mod tests {
     fn repeated_writes_are_delayed_until_a_quiet_period() {
         let (mut backoff, mut now) = (Backoff::default(), Instant::now());
         for write in 1..=2 * FREE_WRITES {
-            let news = backoff.record_end(&web(), true, now, 1.0);
+            let transition = backoff.record_end(&web(), true, now, 1.0);
             assert_eq!(backoff.not_before(&web(), now).is_some(), write > FREE_WRITES, "write {write}");
-            assert_eq!(news, if write == 2 * FREE_WRITES { AttemptNews::Contested } else { AttemptNews::None });
+            assert_eq!(transition, if write == 2 * FREE_WRITES { Transition::Contested } else { Transition::None });
             now += Duration::from_millis(10);
         }
         now += QUIET_AFTER;
@@ -141,7 +141,7 @@ mod tests {
         let (mut backoff, mut now) = (Backoff::default(), Instant::now());
         let address = Subject::Record("192.0.2.1".parse().expect("an address"));
         for write in 1..=40 {
-            assert_eq!(backoff.record_end(&address, true, now, 1.0), AttemptNews::None, "write {write}");
+            assert_eq!(backoff.record_end(&address, true, now, 1.0), Transition::None, "write {write}");
             let until = backoff.not_before(&address, now);
             assert_eq!(until, (write > FREE_WRITES).then(|| now + FIRST_DELAY));
             now += Duration::from_millis(60);

@@ -64,7 +64,8 @@ impl ClusterIndex {
         let desired = allocated_condition(allocation, self);
         let conditions = (!desired.is_in(&service.conditions)).then(|| desired.set_in(&service.conditions, now));
         let (has_finalizer, ingress) = if allocation.targets.is_empty() && self.pools.is_empty() {
-            // While Landfall is installed again, no pool exists at first. Then the status is all that remains.
+            // When Landfall is installed again, no pool exists at first. Until one exists, only the status shows the
+            // former addresses, so it stays.
             (service.has_finalizer(), None)
         } else if allocation.targets.is_empty() {
             // If Landfall never gave this Service an address, the ingress and the finalizer belong to another provider,

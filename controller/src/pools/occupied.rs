@@ -47,8 +47,8 @@ pub struct Occupied(Arc<Reports>);
 struct Reports {
     /// Addresses in the objects of nodes.
     nodes: BTreeMap<IpAddr, Occupant>,
-    /// By node, the addresses that its agent reports, directly or as an end of a network. Those that are least likely
-    /// to be a mistake come first.
+    /// By node, the reports of its agent: ends of networks, then gateways, then its own addresses. Reports that are
+    /// less likely to be a mistake come first.
     agents: BTreeMap<String, Vec<(IpAddr, Occupant)>>,
     /// Networks of links of nodes. Empty if no agent has reported its links.
     networks: BTreeSet<IpNet>,
@@ -76,8 +76,8 @@ impl Occupied {
     }
 
     /// The occupants of all addresses. Of the addresses in `pooled`, at most [`MAX_WITHHELD`] count for each agent, in
-    /// addition to those in the objects of nodes. If several nodes report one address, a node comes before a gateway,
-    /// and then the first node by name counts; the end of a network comes last.
+    /// addition to those in the objects of nodes. If an address has several occupants, a node comes before a gateway,
+    /// and a gateway before the end of a network. Then the first node by name counts.
     pub(super) fn occupants(&self, pooled: impl FnOnce() -> ByFamily<Intervals>) -> Occupants {
         let Reports { nodes, agents, .. } = &*self.0;
         let mut occupants = Occupants { addresses: nodes.clone(), excess: BTreeMap::new() };

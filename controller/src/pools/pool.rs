@@ -226,13 +226,14 @@ impl Pool {
         let assignable = subtract(&all, self::ranges(&excluded));
         let is_assignable =
             |(address, _): &(IpAddr, &Occupant)| assignable[Family::from(*address)].contains(number(*address));
-        let name = |(address, occupant): (_, &Occupant)| OccupiedAddress { address, occupant: occupant.clone() };
+        let occupied_address =
+            |(address, occupant): (_, &Occupant)| OccupiedAddress { address, occupant: occupant.clone() };
         let is_end = |(_, occupant): &(IpAddr, &Occupant)| matches!(occupant, Occupant::Network(_));
         let (unusable, occupied): (Vec<_>, Vec<_>) = occupied.into_iter().filter(is_assignable).partition(is_end);
-        let unusable = unusable.into_iter().map(name).collect();
-        let occupied = occupied.into_iter().map(name).collect();
+        let unusable = unusable.into_iter().map(occupied_address).collect();
+        let occupied = occupied.into_iter().map(occupied_address).collect();
         let excess = ranges.iter().flat_map(|range| map.occupied.excess_in(*range));
-        let excess = excess.filter(is_assignable).map(name).collect();
+        let excess = excess.filter(is_assignable).map(occupied_address).collect();
         let off_subnet = off_subnet(&assignable, networks);
         map.spaces.push(PoolSpace { numbering, all, automatic, reuse_after: spec.reuse_after() });
         let (selector, invalid_selectors) = spec.service_allocation.as_ref().map(PoolSelector::new).unzip();

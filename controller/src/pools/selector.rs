@@ -125,8 +125,8 @@ mod tests {
         let team = json!([{"matchLabels": {"team": "a"}}]);
         let web = json!([{"matchLabels": {"app": "web"}}, {"matchLabels": {"app": "api"}}]);
         let bad = json!([{"matchExpressions": [{"key": "team", "operator": "Like", "values": ["a"]}]}]);
-        // For each namespace, the admitted ones of the Services `web` (app=web) and `any` (no labels). The namespace n1
-        // is named, n2 has the label team=a, n3 has no label, and the labels of n4 are unknown.
+        // Each row lists the admitted Services of four namespaces: `web` (app=web) and `any` (no labels).
+        // The namespace n1 is named, n2 has the label team=a, n3 has no label, and the labels of n4 are unknown.
         for (spec, admitted) in [
             (json!({}), ["web any", "web any", "web any", "web any"]),
             (json!({"priority": 7}), ["web any", "web any", "web any", "web any"]),

@@ -8,10 +8,10 @@
 //! | a Service | the Service, its records, and the Services that request their addresses |
 //! | a Service that shares | also the other holders of its records, and the waiting Services with its sharing key |
 //! | a record | the record, its holders before and now, and the Services that request its address |
-//! | space becomes free, or none is left in a pool or a quota | the Services that wait for an address of its family |
+//! | an address becomes free, or a pool or a quota is used up | the Services that wait for an address of its family |
 //! | labels of a namespace, or the end of the wait for it | its Services |
 //! | pools, addresses of nodes and gateways | everything; if only the status of a pool differs, that pool |
-//! | ranges of pods or ClusterIPs | the pools that contain others of these addresses than before |
+//! | ranges of pods or ClusterIPs | the pools that have other addresses in these ranges than before |
 //! | the first NodeNetwork | everything |
 //! | the end of a series | its subject |
 //! | the controller becomes the lease holder, or no longer is | everything |
@@ -159,7 +159,7 @@ pub(crate) struct Dirty {
 pub(crate) enum Precedence {
     /// The Service may not hold addresses, or is gone.
     Released,
-    /// The Service lacks an address, and its status shows one that is free. It would go to a new Service otherwise.
+    /// The status of the Service shows a free address, which a new Service could get otherwise.
     Adopting(Rank, Timestamp),
     /// The Service holds no address. New addresses are assigned in this order, as in a single plan.
     New(Rank, Timestamp),
@@ -233,8 +233,9 @@ impl ClusterIndex {
         self.dirty.records.extend(moved);
     }
 
-    /// Finds the addresses of pools that the cluster uses. Without ServiceCIDRs, the ClusterIPs that exist now indicate
-    /// their ranges. So an overlap with the first ClusterIP of a range is found when the pools change the next time.
+    /// Finds the addresses of pools that the cluster uses. Without ServiceCIDRs, the ClusterIPs of the Services are
+    /// compared instead of their ranges. A new Service does not start this comparison. So an overlap with its ClusterIP
+    /// is found when pools, nodes or ranges change the next time.
     fn compare_with_cluster_ranges(&mut self) {
         let mut ranges = Vec::new();
         for (name, node) in self.objects.nodes() {
@@ -355,9 +356,9 @@ impl ClusterIndex {
         self.dirty.pools.extend(self.pool_objects.keys().cloned());
     }
 
-    /// What a controller does in place of a plan while it does not lead. It needs the pools, because a cool-down lasts
-    /// as long as the pool of the address specifies. It keeps no dirty keys, because their number would have no bound:
-    /// [`Self::start_over`] marks everything as dirty when it leads.
+    /// Called in place of [`Self::plan`] while the controller does not lead. The pools are kept up to date, because a
+    /// cool-down lasts as long as the pool of the address specifies. Dirty keys are dropped, because their number would
+    /// have no bound. [`Self::start_over`] marks everything as dirty when the controller leads.
     pub fn stand_by(&mut self, now: Timestamp) {
         self.forget_decisions(now);
         self.rebuild_pools(now);

@@ -50,10 +50,10 @@ impl ClusterIndex {
                 continue;
             }
             let before = current.iter().find(|condition| condition.type_ == desired.type_);
-            let is_news = before.is_none_or(|old| old.reason != desired.reason || old.message != desired.message);
+            let is_new = before.is_none_or(|old| old.reason != desired.reason || old.message != desired.message);
             let reason =
                 if desired.type_ == ANNOUNCED { announced_event(before, &desired) } else { forwarding_event(&desired) };
-            if let Some(reason) = reason.filter(|_| is_news) {
+            if let Some(reason) = reason.filter(|_| is_new) {
                 let is_warning = reason != EventReason::Announced.as_str();
                 events.push(Event::for_service(&allocation.service, is_warning, reason, desired.message.clone()));
             }

@@ -79,8 +79,8 @@ pub(crate) fn warnings<'a>(
     before: &'a [Condition],
     now: &'a [Condition],
 ) -> impl Iterator<Item = (&'static str, &'a Condition)> {
-    let is_news = move |condition: &&Condition| before.iter().all(|old| content(old) != content(condition));
-    now.iter().filter(is_news).filter_map(|condition| {
+    let is_new = move |condition: &&Condition| before.iter().all(|old| content(old) != content(condition));
+    now.iter().filter(is_new).filter_map(|condition| {
         let type_ = PoolCondition::ALL.iter().find(|type_| condition.type_ == type_.as_str())?;
         let is_true = condition.status == ConditionStatus::True.as_str();
         let reason = match type_ {
@@ -127,7 +127,8 @@ fn desired_conditions(
     findings.into_iter().map(desired).collect()
 }
 
-/// What the networks of the cluster mean for the addresses of a pool. These conditions exist only while they are true.
+/// The conditions that compare a pool with the addresses and networks of the cluster. Each exists only while it is
+/// true.
 fn network_findings(pool: &Pool) -> impl Iterator<Item = (PoolCondition, Finding)> {
     let off_subnet = pool.off_subnet.as_ref().map(|off| {
         let networks = if off.networks.is_empty() {

@@ -1,8 +1,8 @@
 //! Random histories of a cluster, each checked against a small model once the cluster has settled.
 //!
-//! Users create, change and delete objects, forge a status, delete a record or edit pools. They restore all Services from
-//! a backup, with or without the records. Objects become unreadable.
-//! The controller crashes between its writes, loses answers, and observes changes late and in any order.
+//! Users create, change and delete objects, forge a status, delete a record or edit pools. They restore all Services
+//! from a backup, with or without the records. Objects become unreadable. The controller crashes between its writes,
+//! loses answers, and observes changes late and in any order.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -415,8 +415,8 @@ fn check_kept(before: &World, step: &Step, after: &World) -> Result<(), TestCase
     Ok(())
 }
 
-/// Checks that Services restored from a backup have their former addresses. Without records, only a Service whose
-/// addresses are all open to it has them again, and no quota may count them: the oldest Services come first.
+/// Checks that Services restored from a backup have their former addresses. Without records, only some Services are
+/// checked: those that could still get each of their addresses ([`Model::would_get`]).
 fn check_restored(before: &World, keeps_records: bool, after: &World) -> Result<(), TestCaseError> {
     let mut lost = before.clone();
     lost.restore(keeps_records);
@@ -455,7 +455,7 @@ proptest! {
     })]
 
     #[test]
-    fn any_history_settles_as_the_model_without_losing_addresses(
+    fn any_history_settles_by_the_rules_and_keeps_addresses(
         steps in proptest::collection::vec(step(), 1..40),
     ) {
         let mut world = World::default();

@@ -123,7 +123,7 @@ impl Live {
     }
 
     pub(crate) fn plan(&mut self, world: &World) {
-        // Some plans are cut.
+        // Some plans decide about few Services, and leave the others in the backlog.
         let limit = [1, 2, 3, usize::MAX][self.roll(4)];
         let plan = self.cluster.plan_some(world.snapshot.now, limit);
         let is_replaced =

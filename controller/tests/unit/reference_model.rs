@@ -178,7 +178,8 @@ impl<'a> Model<'a> {
         holders.is_some_and(|holders| holders.iter().all(|holder| is_ours(holder) && clash(service, holder).is_none()))
     }
 
-    /// Whether a Service that shows this address gets it, if nothing holds it and no quota counts it.
+    /// Whether a Service whose status shows this address would get it. `false` for a pool with a quota, which older
+    /// Services may use up.
     pub(crate) fn would_get(&self, service: &Service, address: IpAddr) -> bool {
         let Some((pool, _)) = self.owners.get(&address) else { return false };
         let is_requested = service.request.as_ref().is_ok_and(|request| request.addresses.contains(&address));

@@ -209,7 +209,7 @@ struct Process {
     candidate: Option<Candidate>,
     /// The time of its clock at 0, and the speed of the clock.
     clock: (Instant, f64),
-    /// The number of the request in flight, and when it was sent by its clock.
+    /// The number of the request in flight, and the time on the clock of the process when it was sent.
     request: Option<(u64, Instant)>,
     /// Messages with their times of arrival.
     inbox: Vec<(u64, Message)>,
@@ -413,7 +413,7 @@ fn fault() -> impl Strategy<Value = Fault> {
 
 proptest! {
     #[test]
-    fn two_candidates_never_write_and_one_leads_without_faults(
+    fn at_most_one_candidate_writes_and_one_leads_after_faults(
         // Clocks differ by up to a day, and run up to 5 % faster or slower.
         clocks in proptest::collection::vec((0..86_400_000u64, 0.95..1.05f64), 2..4),
         faults in proptest::collection::vec((0..3usize, 0..40_000u64, 0..12_000u64, fault()), 0..16),

@@ -13,9 +13,9 @@ use crate::pools::occupied::Occupant;
 use crate::pools::truncated::Truncated;
 
 impl Pools {
-    /// Sets the addresses of each pool that the cluster uses: those of nodes, those in `ranges`, and of `cluster_ips`
-    /// the lowest address per family, so that the result does not change with each Service. Excluded addresses do not
-    /// count. Returns the names of the pools that have others than before.
+    /// Sets the addresses of each pool that the cluster uses: those of nodes, those in `ranges`, and one of
+    /// `cluster_ips` per family. This is the lowest one, so that the result does not change with each Service. Excluded
+    /// addresses do not count. Returns the names of the pools whose result differs from before.
     pub(crate) fn set_cluster_use<'a>(
         &mut self,
         ranges: &[ClusterRange],

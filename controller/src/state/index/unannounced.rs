@@ -52,8 +52,8 @@ impl ClusterIndex {
         self.dirty.rechecks.extend(self.unannounced.keys().cloned());
     }
 
-    /// Answers why no node may announce an address. It is prepared once for all Services, until nodes, pools or
-    /// advertisements change.
+    /// The diagnosis of why no node may announce an address. It is prepared once for all Services, and again when
+    /// nodes, pools or advertisements have changed.
     pub(crate) fn diagnosis(&self) -> &Diagnosis {
         self.diagnosis.get_or_init(|| Diagnosis::new(&self.objects))
     }

@@ -1,7 +1,8 @@
 //! Services that wait for an address, and the changes that wake them.
 //!
 //! A change concerns addresses of one family, or one sharing key. It wakes only the Services that wait for such an
-//! address: on a dual-stack cluster with IPv4 pools, all Services may wait for an optional IPv6 address.
+//! address. Otherwise each change could wake all Services: on a dual-stack cluster with IPv4 pools, all may wait for an
+//! optional IPv6 address.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

@@ -41,7 +41,7 @@ fn status_counts_used_and_available_addresses() {
     let nodes = [node("n1", "192.0.2.5"), node("n2", "192.0.2.15")];
     let network = NodeAddresses { gateways: vec![ip("192.0.2.6")], ..NodeAddresses::default() };
     let occupied = Occupied::new(nodes.iter().map(|node| &**node), [("n1", &network)]);
-    // Of 16 addresses, three are used. Two nodes and a gateway have one each. The broadcast address is one of these.
+    // Of 16 addresses, three are used. Two nodes and a gateway have one each; that of n2 is the broadcast address.
     let used = ["192.0.2.0", "192.0.2.3", "192.0.2.4", "2001:db8::7"];
     let [status] = statuses(&[lan], &occupied, &used).try_into().expect("one pool");
     let ready = ", except those of nodes or gateways: 192.0.2.5 of node n1, \

@@ -1,4 +1,4 @@
-//! Plans that decide about a limited number of Services.
+//! Cut plans: each decides about a limited number of Services, and leaves the others in the backlog.
 
 use super::*;
 use crate::plan::Plan;
@@ -38,7 +38,7 @@ fn relabel(cluster: &mut ClusterIndex, value: &str) {
 fn new_service_is_planned_before_rechecked_ones() {
     let (mut cluster, world) = silent_cluster(50);
     relabel(&mut cluster, "a");
-    // A Service that holds an address, and one that is new. Both are younger than the others, by key too.
+    // A Service that holds an address has changed, and another one is new. Both are younger than all others.
     let mut edited = world.service("silent-49").clone();
     edited.ingress.clear();
     cluster.set_service(&edited.key.clone(), Some(Arc::new(edited)), false);

@@ -72,8 +72,8 @@ fn service_waits_while_labels_of_its_namespace_decide() {
             if at_once.is_some() {
                 continue;
             }
-            let effects: Vec<_> = first.series.iter().map(|series| &series.subject).collect();
-            assert!(!effects.contains(&&Subject::Service(web.key.clone())), "{name}: nothing is written");
+            let subjects: Vec<_> = first.series.iter().map(|series| &series.subject).collect();
+            assert!(!subjects.contains(&&Subject::Service(web.key.clone())), "{name}: nothing is written");
             cluster.set_namespace("default", Some(namespace(label)));
             let then = created_addresses(&cluster.plan(at_second(103)));
             assert_eq!(then, later.into_iter().collect::<Vec<_>>(), "{name}: team {label}");

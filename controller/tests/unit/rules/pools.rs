@@ -257,7 +257,7 @@ fn record_names_the_pool_that_its_address_belongs_to() {
 }
 
 #[test]
-fn service_keeps_the_address_of_a_requested_pool_that_another_takes_over() {
+fn service_keeps_its_address_when_an_older_pool_gets_it() {
     let web = requesting("web", 1, |request| request.pool = Some("a".into()));
     let mut world = World::new([pool("a", 2, &["192.0.2.10-192.0.2.11"])], [web]);
     world.settle();
