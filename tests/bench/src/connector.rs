@@ -1,7 +1,7 @@
 //! Connects to an address at a fixed rate, from a host on the LAN.
 //!
-//! Each connect has its time on a fixed grid, so a late or lost one does not delay the next. An address that is down for
-//! a second fails all connects that start in that second.
+//! Each connect has its time on a fixed grid, so a late or lost one does not delay the next. An address that is down
+//! for a second fails all connects that start in that second.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

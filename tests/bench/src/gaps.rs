@@ -1,7 +1,7 @@
 //! Outages, from the times in the log of a probe. Pure.
 //!
-//! Times are since the probe began. An *outage* is the longest pause between two answers that ends after the cut, less the
-//! interval of the probe. It is 0 if every answer came in time.
+//! Times are since the probe began. An *outage* is the longest pause between two answers that ends after the cut, less
+//! the interval of the probe. It is 0 if every answer came in time.
 
 use std::time::Duration;
 
@@ -21,8 +21,8 @@ impl Pause {
     }
 }
 
-/// The longest pause between `times` that ends after `after`; the first of equal ones. `times` may be in any order. `None`
-/// if no time is later than `after`, or if there is only one.
+/// The longest pause between `times` that ends after `after`; the first of equal ones. `times` may be in any order.
+/// `None` if no time is later than `after`, or if there is only one.
 pub fn longest_pause(times: &[Duration], after: Duration) -> Option<Pause> {
     let mut times = times.to_vec();
     times.sort_unstable();
@@ -45,8 +45,8 @@ pub struct Datagrams {
 pub struct Outage {
     /// Its length.
     pub length: Duration,
-    /// The part that the probe itself may have caused: the largest delay of a request in this time. On a busy machine the
-    /// probe waits for a processor, too.
+    /// The part that the probe itself may have caused: the largest delay of a request in this time. On a busy machine
+    /// the probe waits for a processor, too.
     pub late: Duration,
 }
 

@@ -1,9 +1,9 @@
 //! Continuous requests to an address from a host on the LAN: a datagram every millisecond, a connect every ten.
 //!
 //! Three threads run in the host's network namespace: one sends datagrams, one receives answers, one connects. All use
-//! the same clock, which never steps (`CLOCK_MONOTONIC`). Each send has its time on a fixed grid, so a late one does not
-//! delay the next. Threads sleep instead of spinning: the machine has few processors and the contenders need them. The
-//! probe's own delay is reported with every outage ([`crate::gaps::Outage::late`]).
+//! the same clock, which never steps (`CLOCK_MONOTONIC`). Each send has its time on a fixed grid, so a late one does
+//! not delay the next. Threads sleep instead of spinning: the machine has few processors and the contenders need them.
+//! The probe's own delay is reported with every outage ([`crate::gaps::Outage::late`]).
 //!
 //! Any answer counts, whatever it contains. A dropped probe runs until its longest time is over.
 
@@ -32,9 +32,9 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// The log of a probe.
 #[derive(Clone, Debug, Default)]
 pub struct Log {
-    /// By datagrams.
+    /// Requests in datagrams, and their answers.
     pub datagrams: Datagrams,
-    /// By connects.
+    /// Attempts to connect.
     pub attempts: Vec<Attempt>,
 }
 

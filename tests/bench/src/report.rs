@@ -1,7 +1,7 @@
 //! The results of a benchmark: a table for people, and a file of figures for programs ([`figures`]). Pure.
 //!
-//! A figure is one sample (marked `single`), the median of several, or the median and the range of at least five.
-//! A quantile is reported only if at least one sample is expected beyond it. A measurement that ended before the awaited
+//! A figure is one sample (marked `single`), the median of several, or the median and the range of at least five. A
+//! quantile is reported only if at least one sample is expected beyond it. A measurement that ended before the awaited
 //! event is marked `censored`, and has no value.
 
 pub mod distribution;

@@ -90,8 +90,8 @@ struct Watch {
 }
 
 impl Watch {
-    /// Sends sightings until the receiver is dropped. The API server ends a watch that falls behind, as happens when both
-    /// cores are busy; the next watch continues from there.
+    /// Sends sightings until the receiver is dropped. The API server ends a watch that falls behind, as happens when
+    /// both cores are busy; the next watch continues from there.
     async fn follow(mut self) -> Result<()> {
         loop {
             let request = Request::new(&self.path).watch(&WatchParams::default().timeout(WATCH), &self.version)?;
@@ -160,7 +160,7 @@ impl Sightings {
     /// The time of this change of the Service with this name.
     ///
     /// # Errors
-    /// If it does not within that time, or the watch fails.
+    /// If the change does not come within that time, or the watch fails.
     pub async fn until(&mut self, name: &str, change: Change, within: Duration) -> Result<Instant> {
         let deadline = Instant::now() + within;
         loop {

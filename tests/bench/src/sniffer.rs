@@ -1,7 +1,7 @@
 //! Gratuitous ARP as a host on the LAN receives it.
 //!
-//! A packet socket and a thread in the host's network namespace. A host uses the new owner from the time it receives the
-//! frame: Linux and others replace their neighbour entry at once.
+//! A packet socket and a thread in the host's network namespace. A host uses the new owner from the time it receives
+//! the frame: Linux and others replace their neighbour entry at once.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -38,8 +38,8 @@ pub struct Announcement {
     pub mac: MacAddr,
 }
 
-/// The address and the MAC of a gratuitous ARP; `None` if the frame is anything else (RFC 826; RFC 5944 §4.6: sender and
-/// target address are the same).
+/// The address and the MAC of a gratuitous ARP; `None` if the frame is anything else (RFC 826; RFC 5944 §4.6: sender
+/// and target address are the same).
 pub fn gratuitous(frame: &[u8]) -> Option<(Ipv4Addr, MacAddr)> {
     let arp = frame.get(14..LENGTH)?;
     // Ethernet, IPv4, and the lengths of their addresses.

@@ -1,6 +1,6 @@
 //! A control plane for measurements, the processes on it, and their cost.
 //!
-//! Contender and rivals are processes on the control plane's host, so their requests take the same way: the loopback
+//! Contender and rivals are processes on the control plane's host, so their requests take the same path: the loopback
 //! interface of its namespace to the API server. All of them end with the cluster.
 
 use std::collections::BTreeMap;
@@ -65,7 +65,7 @@ impl Stage {
     /// Like [`set`](Self::set), with nodes that are a Node object and a network namespace: `l1`, `l2`, ..
     ///
     /// # Errors
-    /// As of [`set`](Self::set).
+    /// The same as for [`set`](Self::set).
     pub async fn with_nodes(name: &str, light_nodes: u8) -> Result<Self> {
         let (nodes, clients, kube_proxy) = (0, 0, KubeProxy::None);
         let topology = Topology { nodes, light_nodes, clients, kube_proxy, capture: false, ..Topology::default() };
@@ -191,8 +191,8 @@ impl Stage {
     }
 }
 
-/// A Service of type LoadBalancer as all of them are here: it has no pods, and takes no node ports, of which there would
-/// be too few.
+/// A Service of type LoadBalancer for a measurement. It has no pods and no node ports: there are fewer node ports than
+/// Services.
 pub fn service(name: &str, class: Option<&str>) -> Value {
     let mut service = json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": NAMESPACE},
@@ -205,10 +205,10 @@ pub fn service(name: &str, class: Option<&str>) -> Value {
 }
 
 impl Actor {
-    /// Fails if the process has ended, with the end of its log.
+    /// Checks that the process runs.
     ///
     /// # Errors
-    /// See above.
+    /// If the process has ended. The error contains the end of its log.
     pub fn check(&self) -> Result<()> {
         ensure!(self.process.is_running(), "{} has ended: {}", self.process.name(), self.last_words());
         Ok(())
@@ -221,19 +221,19 @@ impl Actor {
         lines[lines.len().saturating_sub(5)..].join(" / ")
     }
 
-    /// Sends SIGTERM, and waits for the end.
+    /// Sends SIGTERM, and waits until the process has ended.
     ///
     /// # Errors
-    /// If it does not.
+    /// If it does not end in time.
     pub async fn end(&self) -> Result<()> {
         self.process.signal(Signal::SIGTERM)?;
         self.wait_for_end(PATIENCE).await
     }
 
-    /// Waits until it has ended.
+    /// Waits until the process has ended.
     ///
     /// # Errors
-    /// If it does not.
+    /// If it does not end in time.
     pub async fn wait_for_end(&self, within: Duration) -> Result<()> {
         wait_until(within, &format!("{} to end", self.process.name()), async || {
             ensure!(!self.process.is_running(), "it runs");

@@ -1,7 +1,7 @@
 //! The CPU time of a process and of one of its threads, from `/proc`.
 //!
-//! For the process, `stat` counts hundredths of a second, ended threads included. For a living thread, `schedstat` counts
-//! nanoseconds (Documentation/scheduler/sched-stats: the first number is the time spent on a processor).
+//! For the process, `stat` counts hundredths of a second, ended threads included. For a living thread, `schedstat`
+//! counts nanoseconds (Documentation/scheduler/sched-stats: the first number is the time spent on a processor).
 
 use std::fs;
 use std::path::Path;

@@ -24,7 +24,7 @@ pub const COPY: &str = "bench.landfall.dev";
 /// The class of the Services that the echo serves.
 pub const ECHO_CLASS: &str = "bench.landfall.dev/echo";
 
-/// The addresses that Landfall's pool has: the lower half of what RFC 2544 sets aside for benchmarks.
+/// The addresses of Landfall's pool: the lower half of the range of RFC 2544 for benchmarks.
 pub const POOL: &str = "198.18.0.0/16";
 
 /// The writer in `metadata.managedFields`.

@@ -1,4 +1,5 @@
-//! The accepted figures, as `tests/bench/accepted.json` holds them: by benchmark and name, each with its tolerance. Pure.
+//! The accepted figures, as `tests/bench/accepted.json` holds them: by benchmark and name, each with its tolerance.
+//! Pure.
 //!
 //! ```json
 //! {"controller": [

@@ -1,8 +1,8 @@
 //! Measured figures beside the accepted ones.
 //!
-//! `make bench-all` runs the quick variants of all benchmarks, and then this program. It reads `target/bench/*.json` and
-//! `tests/bench/accepted.json`, prints a table, and fails if a figure is worse than its tolerance permits. Each part is
-//! a module: [`accepted`] has the file, [`comparison`] the outcome of each figure, [`table`] the output.
+//! `make bench-all` runs the quick variants of all benchmarks, and then this program. It reads `target/bench/*.json`
+//! and `tests/bench/accepted.json`, prints a table, and fails if a figure is worse than its tolerance permits. Each
+//! part is a module: [`accepted`] has the file, [`comparison`] the outcome of each figure, [`table`] the output.
 
 mod accepted;
 mod comparison;
@@ -58,8 +58,8 @@ struct CompareOptions {
     #[arg(value_name = "BENCHMARK")]
     benchmarks: Vec<String>,
 
-    /// Replace the accepted values by the measured ones. Tolerances and reasons stay. A new figure gets an entry without
-    /// a tolerance, which fails until a person adds one.
+    /// Replace the accepted values by the measured ones. Tolerances and reasons stay. A new figure gets an entry
+    /// without a tolerance, which fails until a person adds one.
     #[arg(long)]
     accept: bool,
 }

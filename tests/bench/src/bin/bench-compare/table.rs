@@ -22,7 +22,7 @@ fn line(row: &Row<'_>) -> String {
     format!("{}\n", text.trim_end())
 }
 
-/// The change that a figure may have: `< 1.25`.
+/// The change that a figure may have: `≤ 1.25`.
 fn limit(row: &Row<'_>) -> String {
     let Some(entry) = row.accepted else { return String::new() };
     match (entry.tolerance, entry.figure.better) {
@@ -62,14 +62,14 @@ fn figure_text(figure: Option<&Figure>) -> String {
     number(value) + &spread.unwrap_or_default()
 }
 
-/// Three digits that count.
+/// The value with three significant digits.
 fn number(value: f64) -> String {
     let magnitude = value.abs().log10().floor();
     let digits = if magnitude.is_finite() { (2.0 - magnitude).clamp(0.0, 6.0) as usize } else { 0 };
     format!("{value:.digits$}")
 }
 
-/// The failing figures of a benchmark, each with its reason and a way on.
+/// The failing figures of a benchmark, each with its reason and a next step.
 pub fn advice(benchmark: &str, rows: &[Row<'_>]) -> String {
     let failing = rows.iter().filter(|row| row.outcome.fails());
     failing.map(|row| format!("{benchmark} {}: {}\n", row.name, advice_on(row))).collect()
@@ -104,7 +104,7 @@ mod tests {
     use crate::accepted::AcceptedFigure;
 
     #[test]
-    fn numbers_have_three_digits_that_count() {
+    fn numbers_have_three_significant_digits() {
         for (value, expected) in [
             (0.0, "0"),
             (0.00123, "0.00123"),

@@ -1,7 +1,8 @@
 //! Landfall's controller beside rivals that do the least possible work, on a real API server and etcd.
 //!
-//! `make bench-controller` runs all parts, which takes long. With `--quick` there are at most 1,000 Services. The program
-//! prints a table and writes `target/bench/controller.json`. Each part is a module that describes its measurement:
+//! `make bench-controller` runs all parts, which takes long. With `--quick` there are at most 1,000 Services. The
+//! program prints a table and writes `target/bench/controller.json`. Each part is a module that describes its
+//! measurement:
 //!
 //! - [`allocate`]: finding an address, without a cluster
 //! - [`bulk`]: many Services at once, beside a bare loop that makes the same writes

@@ -249,7 +249,8 @@ fn watch_arrivals(
     Ok(arrivals)
 }
 
-/// The milliseconds from when each change was due until it, or a later one, had arrived.
+/// For each change the milliseconds from when it was due until a datagram arrived at its port, or at the port of a
+/// later change.
 fn lags(due: &[Instant], arrivals: &[(usize, Instant)]) -> Result<Vec<f64>> {
     let mut lags = Vec::new();
     for (n, due) in (1..).zip(due) {

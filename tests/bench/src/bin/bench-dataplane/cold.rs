@@ -1,7 +1,7 @@
 //! Programming an empty kernel: the time from the snapshot to the acknowledgement of the last address.
 //!
 //! Each run has its own network namespace and the event loop of a deployed agent. The time excludes listing and
-//! decoding the objects. So does the time of kube-proxy beside it, which is that of its own full sync
+//! decoding the objects. The time of kube-proxy excludes both, too: it is the duration of its own full sync
 //! ([`crate::kube_proxy`]).
 
 use std::sync::Arc;

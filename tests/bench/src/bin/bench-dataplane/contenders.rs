@@ -28,7 +28,7 @@ pub fn kube_proxy_lb_ip(path: u8) -> Ipv4Addr {
     Ipv4Addr::new(203, 0, 113, path)
 }
 
-/// The address of the static rule. kube-proxy's are in the same network, by the numbers of their paths.
+/// The address of the static rule. The addresses of kube-proxy ([`kube_proxy_lb_ip`]) are in the same network.
 const STATIC_LB_IP: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 
 /// The numbers of the paths to which kube-proxy's rules forward, under the policies Cluster and Local.

@@ -12,11 +12,14 @@
 //!   server are most of that, so the ratio of the host in between alone is reported, too.
 //!
 //! By default agents spread, so in the main figures another Service is spread: each incoming frame is looked up, and
-//! the measured Service has its only endpoint on this node. Variants are named: nothing is spread (like a static rule),
-//! traffic is counted, kept by the spread (half of the measured Service's flows are re-sent, and the others measured).
-//! 30,000 Services, some of which are spread, are compared with two Services, one of which is spread: their number is
-//! the only difference. kube-proxy masquerades external clients under the policy Cluster, and does not under Local, so
-//! both are measured.
+//! the measured Service has its only endpoint on this node. The names of other figures contain their variant:
+//!
+//! - *no Service is spread*, like a static rule.
+//! - *packets and bytes counted*.
+//! - *kept by the spread*: half of the measured Service's flows are re-sent, and the other half is measured.
+//! - *30,000 Services*: some of them are spread. They are compared with two Services, one of which is spread, so their
+//!   number is the only difference.
+//! - *kube-proxy, Cluster* and *kube-proxy, Local*: kube-proxy masquerades external clients only under Cluster.
 //!
 //! All agents are off, so only the rules in the kernel are measured. Short timeouts empty the connection tracking
 //! table. The measurement fails if connection tracking has dropped a packet.

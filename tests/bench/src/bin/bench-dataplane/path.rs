@@ -1,15 +1,15 @@
 //! A client, a server, and one path between them for each contender, through a forwarding host of its own.
 //!
 //! ```text
-//!            10.1.K.2        10.1.K.1 ┌─────┐ 10.2.K.1       10.2.K.2
-//!   client ───────────── eth0 │ K │ pods0 ───────────── server
+//!          10.1.K.2          10.1.K.1 ┌─────┐ 10.2.K.1           10.2.K.2
+//!   client ───────────────────── eth0 │  K  │ pods0 ───────────────────── server
 //!                                     └─────┘
 //! ```
 //!
 //! All paths exist at the same time, so that contenders can take turns. A cable (veth) delivers a packet in the context
 //! of its sender, and there is no second queue (no threaded NAPI, no RPS). Thus one thread that is client and server
-//! also does all the work of the hosts in between, and its CPU time is the cost of the whole path. The cost of client
-//! and server is measured on a direct cable, and can be subtracted.
+//! also does all the work of the hosts in between. Its CPU time is the cost of the whole path. The cost of client and
+//! server is measured on a direct cable, and can be subtracted.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 

@@ -3,9 +3,9 @@
 //! On the LAN, a cut looks like a power failure: no frame comes from the node or reaches it, its carrier stays up, and
 //! no host is notified. The switch drops the frames of its port. A reboot would take longer than all other steps, so
 //! the cable is healed afterwards, and the node learns that other nodes have taken over its addresses. keepalived is
-//! restarted before its cable is healed, as after a reboot. An old master would not announce the address again, and
-//! clients would keep sending to the new one. No address moves back, so the next owner to be cut off is the one that
-//! took over.
+//! restarted before its cable is healed, as after a reboot. Without the restart, the old master would not announce the
+//! address again, and clients would keep sending to the new master. No address moves back, so the next owner to be cut
+//! off is the one that took over.
 //!
 //! The probe begins well before the cut and sends all the time ([`bench::probe`]). The cut comes at a random phase of
 //! all periodic work. Products take turns, so each one rests while the others are measured. In every second run the
@@ -29,8 +29,8 @@ use crate::testbed::FailoverTestbed;
 /// The time with answers before each cut.
 const LEAD_TIME: Duration = Duration::from_millis(250);
 
-/// The time with answers from the next owner, in which a further gap counts. Afterwards it is known of all connects of
-/// the outage whether they are lost.
+/// The time with answers from the next owner, in which a further gap counts. After it, the result of each connect of
+/// the outage is known.
 const FOLLOW_UP: Duration = Duration::from_millis(450);
 
 /// The longest outage. A longer one is a failure.
@@ -50,7 +50,7 @@ struct Product {
     phase: Duration,
     /// The shortest time between two cuts.
     rest: Duration,
-    /// It takes part in one of this many rounds.
+    /// Of this many rounds, it takes part in one.
     every: usize,
     healed: Instant,
     runs: Vec<Run>,

@@ -1,9 +1,9 @@
 //! A node that has pods, but not the address, loses its power: the time until all new connections succeed.
 //!
 //! Connects begin every 10 ms, to Landfall's address and to the node port of a third node, where kube-proxy serves the
-//! same pods. A connect of more than 400 ms is lost, because its first packet was lost. The time starts before the cable
-//! is cut, and ends after the last lost connect. Both products are watched until no connect was lost for [`CALM`]. One
-//! that has not recovered after [`OBSERVATION`] is censored: its time is not known.
+//! same pods. A connect of more than 400 ms is lost, because its first packet was lost. The time starts before the
+//! cable is cut, and ends after the last lost connect. Both products are watched until no connect was lost for
+//! [`CALM`]. One that has not recovered after [`OBSERVATION`] is censored: its time is not known.
 //!
 //! A power-off is silent: the cable is cut first, so no carrier goes down, and no neighbour is notified.
 
