@@ -1,7 +1,7 @@
 //! Runs the end-to-end tests: each in a process of its own, a few at a time.
 //!
-//! So tests of all binaries share one limit of clusters at a time, each test has a duration and an output of its own,
-//! and a test that aborts ends no other.
+//! So the tests of all binaries share one limit of clusters at a time. Each test has its own duration and output, and a
+//! test that aborts ends no other.
 
 use std::collections::VecDeque;
 use std::io;

@@ -5,7 +5,7 @@
 //!   durations.json                                                     duration of each test and scene
 //!   first/BINARY.TEST.log                                              output of a failed end-to-end test
 //!   first/CLUSTER/                                                     logs, objects and frames that the lab collected
-//!   second-1/output.log  second-1/CLUSTER/                            the same of the first test that ran again, alone
+//!   second-1/output.log  second-1/CLUSTER/                             same for the first test that ran again, alone
 //! ```
 
 use std::fs;

@@ -37,8 +37,8 @@ const BUILD: &str = "build of the tests";
 /// The stage that makes the clusters' programs and Landfall's image.
 const SET_UP: &str = "set-up of the lab";
 
-/// All stages, in order. Each command of cargo that compiles for debugging selects the whole workspace, with its tests:
-/// features depend on the selection, so another selection would compile most dependencies again.
+/// All stages, in order. Each command of cargo that compiles for debugging selects the whole workspace, with its tests.
+/// Features depend on the selection, so another selection would compile most dependencies again.
 pub const STAGES: [Stage; 6] = [
     Stage {
         title: "format",

@@ -109,7 +109,7 @@ impl RunResult {
         self.output.lines().last().unwrap_or_default()
     }
 
-    /// The commands that ran a test or scene once more. The `first` commands with a test belong to the first run.
+    /// The commands that ran a test or scene once more: those after the first run, which runs `first` tests.
     fn reruns(&self, first: usize) -> Vec<&str> {
         self.calls.iter().map(String::as_str).filter(|call| call.contains("--exact ")).skip(first).collect()
     }
