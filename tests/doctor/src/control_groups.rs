@@ -28,8 +28,8 @@ pub enum ContainerGroups {
     Version1(Vec<PathBuf>),
     /// In cgroup2, with limits of CPU time, memory and processes.
     Unified,
-    /// In cgroup2, without limits, because the lab's groups cannot have the controllers. Version 1 hierarchies that are
-    /// not mounted here may have the controllers. Or this machine is a container with processes in its root group.
+    /// In cgroup2, without limits, because the lab's groups cannot have the controllers. Either version 1 hierarchies
+    /// that are not mounted here have the controllers, or this machine is a container with processes in its root group.
     UnifiedWithoutLimits,
 }
 

@@ -1,5 +1,5 @@
 //! The tables of Landfall as the engine writes them, in messages to nf_tables. Scripts for `nft` cannot replace them: a
-//! kernel may refuse an expression that the engine writes, but `nft` does not.
+//! kernel may refuse an expression that the engine writes and that `nft` never writes.
 //!
 //! A test of the dataplane writes the golden file, and compares it with the messages of the engine. Numbers in the file
 //! are little-endian, as on all machines that Landfall supports.
