@@ -5,8 +5,8 @@
 //! ```
 //!
 //! It listens in a network namespace of the lab and connects to the API server from the root namespace. With TLS it has
-//! the certificate of the API server, so agents verify it as usual. It forwards the credentials of its clients, or those
-//! of its own client, if it has some.
+//! the certificate of the API server, so agents verify it as usual. It forwards the credentials of its clients. If the
+//! client that the proxy itself uses has credentials, these take their place.
 //!
 //! | file | content |
 //! |---|---|
@@ -210,7 +210,8 @@ impl<S: Script> SharedProxy<S> {
         Ok(answer.map(|body| self.stream(request, body)))
     }
 
-    /// The body of an answer. Its end and its parts are held while the script withholds them.
+    /// The body of an answer. While the script withholds the events of a watch, neither further parts nor the end of
+    /// its answer are sent.
     fn stream(self: Arc<Self>, request: StoredRequest, body: kube::client::Body) -> UnsyncBoxBody<Bytes, BoxError> {
         let frames = futures::stream::unfold((self, request, body), async |(shared, request, mut body)| {
             let frame: Option<Result<Frame<Bytes>, BoxError>> =

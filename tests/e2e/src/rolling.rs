@@ -1,8 +1,7 @@
 //! Rolling updates of a backend, while clients send requests all the time.
 //!
-//! The backend is realistic: a readiness probe decides when a pod is used, and a `preStop` hook keeps an ending pod
-//! serving for a moment, until all parts of the cluster know of its end. On each node, the old pod ends before the new
-//! one starts.
+//! The backend is realistic: a readiness probe decides when a pod is used. A `preStop` hook lets an ending pod serve
+//! until all parts of the cluster know of its end. On each node, the old pod ends before the new one starts.
 
 use std::collections::BTreeSet;
 
@@ -23,8 +22,8 @@ pub const POLICIES: [(&str, &str); 2] = [("Cluster", "rolling-cluster"), ("Local
 const PODS: &str = "rolling";
 
 /// Seconds for which an ending pod continues to serve; operators use 5 to 15. The kernel of each node has a changed
-/// slice within milliseconds. But if the cache of Kubernetes' endpoint controller is out of date, it writes the slice
-/// only in its next attempt, after one second, or after two more.
+/// slice within milliseconds. But if the cache of Kubernetes' endpoint controller is out of date, the controller writes
+/// the slice only in a later attempt. The next two attempts come after one second, and after two more.
 const PRE_STOP_SECONDS: u32 = 4;
 
 /// The backend, and its clients.

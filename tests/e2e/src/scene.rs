@@ -1,9 +1,9 @@
-//! A scene: a part of a test that shares its cluster with others. It is a function whose name is a sentence. It has its own
-//! namespaces and addresses, and its objects are removed when it ends. [`crate::scenes`] plays them.
+//! A scene: a part of a test that shares its cluster with others. It is a function whose name is a sentence. It has its
+//! own namespaces and addresses, and its objects are removed when it ends. [`crate::scenes`] plays them.
 //!
 //! Addresses of scenes are in the ranges for benchmarks (RFC 2544) and documentation (RFC 3849). No node is in such a
-//! network, so no client reaches them, although nodes announce them on the link of their InternalIP. Scenes with traffic
-//! use 192.0.2.200-250.
+//! network, so no client reaches them, although nodes announce them on the link of their InternalIP. Scenes with
+//! traffic use 192.0.2.200-250.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -69,7 +69,8 @@ impl Scene<'_> {
         format!("scene-{}{round}{dash}{namespace}", self.number)
     }
 
-    /// Creates a namespace. Other functions name its Services `namespace/name`, and those of the namespace "" just `name`.
+    /// Creates a namespace. Other functions name its Services `namespace/name`, and those of the namespace "" just
+    /// `name`.
     pub async fn create_namespace(&self, namespace: &str, labels: &[(&str, &str)]) -> Result<String> {
         let name = self.namespace_name(namespace);
         let labels: BTreeMap<_, _> = labels.iter().copied().chain([("scene", "here")]).collect();
@@ -236,7 +237,8 @@ impl Scene<'_> {
         Ok(address)
     }
 
-    /// Waits until a Service has exactly these addresses, in its status and in the records, with the reason `Allocated`.
+    /// Waits until a Service has exactly these addresses, in its status and in the records, with the reason
+    /// `Allocated`.
     pub async fn expect_addresses(&self, name: &str, expected: &[IpAddr]) -> Result<()> {
         self.expect_addresses_with(name, expected, "Allocated").await
     }

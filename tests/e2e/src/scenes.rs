@@ -1,7 +1,7 @@
 //! Plays scenes one after the other on one cluster.
 //!
-//! A cluster takes longer to come up than most scenes take, so scenes share one. A scene that fails does not stop the next
-//! ones; [`Scenes::play`] reports all failures. Three variables select the scenes:
+//! A cluster takes longer to come up than most scenes take, so scenes share one. A scene that fails does not stop the
+//! next ones; [`Scenes::play`] reports all failures. Three variables select the scenes:
 //!
 //! | variable | effect |
 //! |---|---|
@@ -25,7 +25,7 @@ use observer::{Fault, FoundBreaches, Invariant};
 use crate::scene::Scene;
 use crate::world::{SOON, World};
 
-/// How many failed scenes of a test have their cluster's logs and objects collected.
+/// The greatest number of failed scenes of a test for which logs and objects of the cluster are collected.
 const MAX_EVIDENCE: usize = 2;
 
 /// A scene as a function without a type of its own.
@@ -41,7 +41,7 @@ struct ListedScene {
     name: &'static str,
     /// Whether it leaves the cluster damaged.
     is_last: bool,
-    /// Whether it passes only if it fails.
+    /// The known defect that it shows. A scene with a defect passes only if it breaches the invariant of the defect.
     defect: Option<KnownDefect>,
     play: Play,
 }
@@ -177,7 +177,7 @@ impl<'a> Scenes<'a> {
         Ok(())
     }
 
-    /// Collects the state of the cluster if the scene failed and is not one of many.
+    /// Collects the state of the cluster if `is_needed`, but not if [`MAX_EVIDENCE`] scenes have failed before.
     fn keep_evidence(&self, scene: &str, is_needed: bool, failed: usize) {
         if is_needed && failed < MAX_EVIDENCE {
             self.world.keep_evidence(scene);

@@ -93,8 +93,8 @@ impl World {
         self
     }
 
-    /// Fails if an invariant was breached; otherwise removes the cluster, at the end of a test that passed. Dropping the
-    /// value instead keeps logs of the failure.
+    /// Fails if an invariant was breached; otherwise removes the cluster, at the end of a test that passed. Dropping
+    /// the value instead keeps logs of the failure.
     pub fn end(self) -> Result<()> {
         if let Some(observer) = &self.observer {
             tokio::task::block_in_place(|| Handle::current().block_on(observer.check_end()))?;

@@ -112,8 +112,8 @@ async fn local_policy_moves_the_address_with_its_only_pod(world: &World) -> Resu
     let health: u16 = spec.health_check_node_port.context("the API server gives it a port")?.try_into()?;
     let nodes = ["n1", "n2", "n3"];
     world.create_service("moved-cluster", json!({"selector": {"app": "moved"}})).await?;
-    // Clients that keep their port, so that connection tracking still knows the flow after a move of the pod: under Local,
-    // where the address moves with the pod, and under Cluster, where it stays.
+    // Clients that keep their port, so that connection tracking still knows the flow after a move of the pod: under
+    // Local, where the address moves with the pod, and under Cluster, where it stays.
     let mut fixed_ports = Vec::new();
     for address in [address, world.wait_for_address("moved-cluster").await?] {
         let socket = world.cluster.client_host("c1").run(|| netns::udp_flow(SocketAddr::new(address, 80)))??;

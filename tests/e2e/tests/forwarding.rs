@@ -13,7 +13,8 @@ use load::{Bounds, Verdict, repeat_while_late};
 use observer::Component;
 use serde_json::{Value, json};
 
-/// Limit from a change in the API server to its effect on packets. It takes milliseconds; the rest is for a busy machine.
+/// Limit from a change in the API server to its effect on packets. It takes milliseconds; the rest is for a busy
+/// machine.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
 /// Clients are watched for this long after the death of an agent: it covers the death, the restart and the first

@@ -151,7 +151,8 @@ async fn keys_are_rotated_and_deleted(fixture: &KeysFixture) -> Result<Verdict> 
     ensure!(second.iter().all(|(name, key)| both.get(name) == Some(key) && !first.contains_key(name)));
     fixture.expect_on_all_nodes("landfall_hello_keys ", |count| count == 1.0).await?;
 
-    // After its deletion, Landfall creates another key. An agent that starts then has only that key, and its peers accept it.
+    // After its deletion, Landfall creates another key. An agent that starts then has only that key, and its peers
+    // accept it.
     fixture.world.kubectl(&["-n", SYSTEM, "delete", "secret", SECRET])?;
     let third = fixture.wait_for_keys(|keys| keys.len() == 1 && *keys != second).await?;
     ensure!(third.values().all(|key| !second.values().any(|old| old == key)), "the same key");

@@ -1,5 +1,5 @@
-//! All end-to-end tests, in one binary: they share one compilation of Kubernetes' API, and tests of all files run side by
-//! side, two clusters at a time.
+//! All end-to-end tests, in one binary: they share one compilation of Kubernetes' API, and tests of all files run side
+//! by side, two clusters at a time.
 //!
 //! | module | content |
 //! |---|---|

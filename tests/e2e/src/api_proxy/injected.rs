@@ -65,7 +65,7 @@ impl InjectedFaults {
         self.next
     }
 
-    /// Ends a fault. Returns whether requests of its clients may be open that will have no answer.
+    /// Ends a fault. Returns whether its clients may have open requests that will never be answered.
     pub fn remove(&mut self, number: u32) -> bool {
         self.present.remove(&number).is_some_and(|present| present.fault.fate.is_open_ended())
     }

@@ -1,8 +1,9 @@
-//! Faults of the Kubernetes API: slow, missing and lost answers, silent watches, revoked tokens, and an API server that is
-//! down.
+//! Faults of the Kubernetes API: slow, missing and lost answers, silent watches, revoked tokens, and an API server that
+//! is down.
 //!
-//! All but the last two need [`World::with_api_proxy`]. They affect Landfall alone: the kubelets, the test and the observer
-//! use the API server directly. An agent has its node's address and a ServiceAccount, so a fault can affect one agent.
+//! All but the last two need [`World::with_api_proxy`]. They affect Landfall alone: the kubelets, the test and the
+//! observer use the API server directly. An agent has its node's address and a ServiceAccount, so a fault can affect
+//! one agent.
 //!
 //! While agents cannot read or write, the status of an address cannot follow the wire. So these faults permit a late
 //! status of the addresses that exist at their start. A scene must check at its end that status and wire agree.

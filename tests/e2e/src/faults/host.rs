@@ -16,12 +16,12 @@ use serde_json::json;
 
 use crate::world::{AGENT_PORT, AGENT_PROCESS, SOON, World, process_pattern};
 
-/// A fresh table of iptables, as `iptables-save` prints it on a host without rules.
+/// Fresh tables of iptables, as `iptables-save` prints them on a host without rules.
 const EMPTY_TABLES: &str = "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n\
     *nat\n:PREROUTING ACCEPT [0:0]\n:INPUT ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\nCOMMIT\n";
 
-/// The policy of firewalld during `firewall-cmd --reload` (1.3, `build_set_policy_rules`): its hooks are before its own
-/// chains, and only connections that exist continue.
+/// The policy of firewalld during `firewall-cmd --reload` (1.3, `build_set_policy_rules`): its hooks come before those
+/// of firewalld's chains, and only existing connections continue.
 const FIREWALLD_DROP: &str = "table inet firewalld_policy_drop {
     chain filter_input { type filter hook input priority 9; policy drop; ct state established,related accept; }
     chain filter_forward { type filter hook forward priority 9; policy drop; ct state established,related accept; }
@@ -177,8 +177,9 @@ impl World {
         Ok(HostFault::new("frozen etcd", move || etcd.thaw()))
     }
 
-    /// Runs a hostile command on these nodes. When the returned fault ends, the lab's own table is there again, and that
-    /// of firewalld is not. The tables of kube-proxy, which a flush deletes as well, return when kube-proxy restarts.
+    /// Runs a hostile command on these nodes. When the returned fault ends, the lab's own table is there again, and
+    /// that of firewalld is not. The tables of kube-proxy, which a flush deletes as well, return when kube-proxy
+    /// restarts.
     pub fn run_hostile(&self, command: HostileCommand, nodes: &[&str]) -> Result<HostFault> {
         let hosts: Vec<Host> = nodes.iter().map(|node| self.cluster.node(node)).collect();
         let mut restored = Vec::new();

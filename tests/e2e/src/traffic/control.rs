@@ -16,7 +16,7 @@ use crate::world::{SOON, World, requested_cpu};
 /// Time between two requests of the control to one pod.
 const POD_INTERVAL: Duration = Duration::from_millis(40);
 
-/// The same to the control plane. No other requests show there how late the machine is.
+/// The same to the control plane. It is shorter, because only these requests show how late the machine is there.
 const CONTROL_PLANE_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The port of the control.
@@ -31,9 +31,9 @@ const NAMESPACE: &str = "kube-system";
 /// Where the servers of the control run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ControlServers {
-    /// In a pod on each node, with the network of the node. On a busy machine the control groups of pods wait for
-    /// hundreds of milliseconds while the threads of this test run in time, so only a pod is as late as the pods of a
-    /// Service. All nodes must stay reachable.
+    /// In a pod on each node, with the network of the node. Only a pod is as late as the pods of a Service: on a busy
+    /// machine the control groups of pods wait for hundreds of milliseconds, while the threads of this test run in
+    /// time. All nodes must stay reachable.
     NodePods,
     /// In a thread of this test, with the network of the control plane: faults of nodes do not concern it.
     ControlPlane,

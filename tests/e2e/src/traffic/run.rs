@@ -52,12 +52,13 @@ impl TrafficRun {
         verdicts.fold(Verdict::Passed, Verdict::and).add_reasons(reasons.into_iter().chain(datagrams).collect())
     }
 
-    /// Reasons of open connections that broke, except those to pods that `may_break` them.
+    /// The open connections that broke, as reasons of a failure. Connections to pods for which `may_break` returns true
+    /// are left out.
     pub fn flow_reasons(&self, may_break: impl Fn(&str) -> bool) -> Vec<String> {
         self.flows.as_ref().map(|flows| flows.reasons(may_break)).unwrap_or_default()
     }
 
-    /// A reason for each target with requests that had no answer, also not after a retransmission.
+    /// A reason for each target with requests that had no answer, not even after a retransmission.
     pub fn unanswered_reasons(&self) -> Vec<String> {
         let unanswered = self.records.iter().filter(|(_, record)| record.unanswered_count() > 0);
         let reason = |(target, record): &(Target, Record)| {

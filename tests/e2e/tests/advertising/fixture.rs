@@ -30,8 +30,8 @@ pub struct AdvertisingFixture<'a> {
 }
 
 impl<'a> AdvertisingFixture<'a> {
-    /// Removes advertisements and labels of earlier scenes, and creates a pool with the addresses of these last numbers, of
-    /// both families.
+    /// Removes advertisements and labels of earlier scenes, and creates a pool with the addresses of these last
+    /// numbers, of both families.
     pub async fn prepare(scene: &Scene<'a>, first: u8, last: u8) -> Result<Self> {
         let fixture = Self { world: scene.world };
         fixture.withdraw_all().await?;
@@ -81,8 +81,8 @@ impl<'a> AdvertisingFixture<'a> {
         Ok(self.wait_for_answering(addresses, is_one).await?.into_iter().flatten().collect())
     }
 
-    /// Waits until the nodes that answer for each of the addresses meet a condition, and its record names the same nodes.
-    /// Returns them in the same order.
+    /// Waits until the nodes that answer for each of the addresses meet a condition, and its record names the same
+    /// nodes. Returns them in the same order.
     pub async fn wait_for_answering(
         &self,
         addresses: &[IpAddr],

@@ -57,8 +57,8 @@ pub async fn an_advertisement_must_select_pool_and_service(scene: &Scene<'_>) ->
     let shop_or_bank = json!([{"matchLabels": {"app": "shop"}}, {"matchLabels": {"app": "bank"}}]);
     let label =
         async |value: &str| scene.world.patch_service("web", json!({"metadata": {"labels": {"app": value}}})).await;
-    // An advertisement selects the Service but not its pool: it does not apply, so the default announces the address. Later
-    // one selects the pool but not the Service: the address is not announced.
+    // First the advertisement selects the Service but not its pool: it does not apply, so the address is announced by
+    // default. At last it selects the pool but not the Service: the address is not announced.
     fixture.advertise("one", json!({"ipAddressPools": ["other"], "serviceSelectors": shop})).await?;
     let addresses = fixture.create_service("web", "web", json!({"labels": {"app": "shop"}})).await?;
     fixture.wait_for_owners(&addresses).await?;

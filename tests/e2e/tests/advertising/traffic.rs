@@ -42,8 +42,8 @@ pub async fn one_node_announces_and_all_pods_are_reached(scene: &Scene<'_>) -> R
     expect_metrics(scene.world, &["".to_owned(), "".to_owned()], 0.0).await
 }
 
-/// Waits until the metrics count `used` of the two addresses of each family, and these announcers (IPv4 first), which have
-/// sent ARP or NDP replies and unsolicited frames.
+/// Waits until the metrics report `used` of the two addresses of each family, and an announced address only on its
+/// owner (IPv4 first). The owner has also sent ARP or NDP replies, and unsolicited frames.
 async fn expect_metrics(world: &World, owners: &[String], used: f64) -> Result<()> {
     wait_until(SOON, "the metrics", async || {
         for ((family, protocol), owner) in [("ipv4", "arp"), ("ipv6", "ndp")].into_iter().zip(owners) {

@@ -1,7 +1,7 @@
 //! ARP requests and neighbour solicitations from the client, on two LANs.
 //!
-//! The lab has one LAN. [`add_second_lan`] creates a second one: a bridge in the switch, and a cable `eth1` to every node and
-//! to the client, with addresses of its own.
+//! The lab has one LAN. [`add_second_lan`] creates a second one: a bridge in the switch, and a cable `eth1` to every
+//! node and to the client, with addresses of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -50,8 +50,8 @@ fn mac(host: &Host, link: &str) -> Result<String> {
     Ok(if link == "eth1" { mac.replacen("02:00:00:00", "02:00:00:01", 1) } else { mac })
 }
 
-/// The nodes that answer for each of the addresses, on both LANs: `n1` on the first, `n1/eth1` on the second. An unknown
-/// MAC address is returned as it is. Sends all requests in parallel.
+/// The nodes that answer for each of the addresses, on both LANs: `n1` on the first, `n1/eth1` on the second. An
+/// unknown MAC address is returned as it is. Sends all requests in parallel.
 pub fn answering_nodes(world: &World, addresses: &[IpAddr]) -> Result<BTreeMap<IpAddr, BTreeSet<String>>> {
     let client = world.cluster.client_host("c1");
     let requests: Vec<_> = addresses.iter().flat_map(|address| LINKS.map(|link| (*address, link))).collect();

@@ -1,12 +1,12 @@
 //! A controller is killed at each of its writes. Whether the write was lost, done or late, the next controller repairs
 //! everything, and no address is ever allocated twice, changed or lost.
 //!
-//! There are more Services than addresses. Waiting Services have names that sort before the allocated ones, so a plan that
-//! forgot the allocations would move addresses. Users change the Services while the controller works: one is deleted, one
-//! requests another address, one becomes a ClusterIP, and one is created without a free address; of two that share an
-//! address one is deleted, and a third joins; a reserved address moves from one Service to another. The scenario repeats,
-//! with the trap one write later each time, until it ends without a crash. Then every controller is killed after a few
-//! writes.
+//! There are more Services than addresses. Waiting Services have names that sort before the allocated ones, so a plan
+//! that forgot the allocations would move addresses. Users change the Services while the controller works: one is
+//! deleted, one requests another address, one becomes a ClusterIP, and one is created without a free address; of two
+//! that share an address one is deleted, and a third joins; a reserved address moves from one Service to another. The
+//! scenario repeats, with the trap one write later each time, until it ends without a crash. Then every controller is
+//! killed after a few writes.
 //!
 //! The controller is the release binary, as a process on the control plane's host.
 
@@ -85,7 +85,7 @@ async fn the_next_controller_repairs_a_crash_at_any_write() -> Result<()> {
             ensure!(write < MAX_WRITES, "the scenario does not end");
         }
         eprintln!("{fate:?}: killed at each of {} writes ({:.1?})", write - 1, start.elapsed());
-        // The scenario needs more writes than this. Otherwise the proxy does not see them.
+        // The scenario needs more than ten writes. With fewer, the proxy does not see all of them.
         ensure!(write > 10, "only {} writes", write - 1);
     }
     eprintln!("late writes, by status of the API server's answer: {late:?}");
@@ -284,8 +284,8 @@ impl CrashFixture {
         Ok(())
     }
 
-    /// Starts the next controller. Deletes the Lease of its predecessor, which is surely dead: waiting for the end of sixty
-    /// Leases would take too long.
+    /// Starts the next controller. Deletes the Lease of its predecessor, which is surely dead: waiting for the end of
+    /// sixty Leases would take too long.
     async fn restart_controller(&self) -> Result<()> {
         let controller = &self.controller;
         self.wait("the end of the killed controller", async || {

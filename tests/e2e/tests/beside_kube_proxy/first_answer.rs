@@ -39,7 +39,8 @@ pub async fn a_pending_service_gets_an_address_that_answers(scene: &Scene<'_>) -
         Ok(())
     })
     .await?;
-    // Without spreading, as the Service requests: a pod on another node than the announcer sees the announcer's address.
+    // Without spreading, as the Service requests: a pod on another node than the announcer sees the announcer's
+    // address.
     let annotate = |value: &str| json!({"metadata": {"annotations": {"landfall.dev/spread": value}}});
     world.patch_service("web", annotate("false")).await?;
     let nodes: BTreeMap<_, _> = world.pod_nodes("web").await?.into_iter().collect();

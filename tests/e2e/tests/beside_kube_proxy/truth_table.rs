@@ -2,8 +2,8 @@
 //! dataplane. Checked on real clusters, beside each kind of Service proxy and without one, over both families and both
 //! protocols.
 //!
-//! The test writes endpoints and their states into slices itself; their pods run all the time. It selects the node at which
-//! the client's packets enter by a route of the client.
+//! The test writes endpoints and their states into slices itself; their pods run all the time. It selects the node at
+//! which the client's packets enter by a route of the client.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -84,8 +84,8 @@ struct Row {
     endpoints: &'static str,
     /// Under Cluster, for every source and entry node.
     cluster: &'static str,
-    /// Under Local, from outside, at n1 (the node of `l`). Includes endpoints on other nodes, because spreading hands packets to
-    /// their nodes. Ready endpoints come before terminating ones.
+    /// Under Local, from outside, at n1 (the node of `l`). Includes endpoints on other nodes, because spreading hands
+    /// packets to their nodes. Ready endpoints come before terminating ones.
     local: &'static str,
     /// Under Local, from outside, at n3, which has no endpoint.
     elsewhere: &'static str,
@@ -109,7 +109,8 @@ const TABLE: [Row; 14] = [
     Row { endpoints: "l6z r6z", cluster: "l6 r6", local: "l6 r6", elsewhere: "drop" },
 ];
 
-/// Parses outcomes. A pod that reaches itself (`own`) does not see its own address, because the answer has to pass the node.
+/// Parses outcomes. A pod that reaches itself (`own`) does not see its own address, because the answer has to pass the
+/// node.
 fn parse_outcomes(text: &str, own: Option<&str>) -> BTreeSet<RequestOutcome> {
     let outcome = |word: &str| match word {
         "drop" => RequestOutcome::Drop,
@@ -159,8 +160,8 @@ impl<'a> TruthTableFixture<'a> {
             pods.insert(pod.to_owned(), ips.try_into().map_err(|ips| anyhow::anyhow!("{pod} has {ips:?}"))?);
             names.insert(found.name_any(), pod.to_owned());
         }
-        // A node that sends a packet out by its incoming link also sends an ICMP redirect, which would replace this test's
-        // routes.
+        // A node that sends a packet out by its incoming link also sends an ICMP redirect, which would replace this
+        // test's routes.
         let client = world.cluster.client_host("c1");
         for family in ["ipv4", "ipv6"] {
             client.netns()?.sysctl(&format!("{family}/conf/all/accept_redirects"), "0")?;
@@ -294,8 +295,8 @@ impl<'a> TruthTableFixture<'a> {
         over_tcp: bool,
         expected: &BTreeSet<RequestOutcome>,
     ) -> Result<BTreeSet<RequestOutcome>> {
-        // One request is enough for a drop or a refusal, which are never one of several outcomes. A drop takes the whole time
-        // limit, and kernels refuse at most one datagram per second (icmp_ratelimit).
+        // One request is enough for a drop or a refusal, which are never one of several outcomes. A drop takes the
+        // whole time limit, and kernels refuse at most one datagram per second (icmp_ratelimit).
         let (count, timeout) = match expected.first() {
             Some(RequestOutcome::Drop) => (1, SILENCE),
             Some(RequestOutcome::Refuse) => (1, TIMEOUT),

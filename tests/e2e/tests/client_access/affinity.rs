@@ -1,5 +1,5 @@
-//! Session affinity (`sessionAffinity: ClientIP`): under both traffic policies, when the address moves, and until the timeout
-//! of the Service.
+//! Session affinity (`sessionAffinity: ClientIP`): under both traffic policies, when the address moves, and until the
+//! timeout of the Service.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};

@@ -1,5 +1,5 @@
-//! `loadBalancerSourceRanges`: clients in the ranges are served, and no other client is ever answered, also not while rules
-//! change.
+//! `loadBalancerSourceRanges`: clients in the ranges are served, and no other client is ever answered, not even while
+//! rules change.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -118,15 +118,16 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(100);
 /// Attempts at each address over each protocol after a change.
 const ATTEMPTS: usize = 4;
 
-/// The greatest number of first tries to a target that all changes of traffic policy and ports together may lose. The
-/// bar is 0, which changes of ranges keep.
+/// The greatest number of lost first tries to a target, over all changes of traffic policy and ports. The bar is 0, and
+/// changes of ranges meet it.
 const LOST_IN_POLICY_CHANGES: usize = 4;
 
-/// Why.
+/// Why [`LOST_IN_POLICY_CHANGES`] is not 0.
 const POLICY_DEFECT: &str = "while the traffic policy changes, tries are refused for up to 60 ms, and a connection is \
                              lost if its SYN goes to one node and its first ACK to another";
 
-/// A client outside of the ranges that tries all the time, each time over a new flow, at each address over TCP and over UDP.
+/// A client outside of the ranges that tries all the time, each time over a new flow, at each address over TCP and over
+/// UDP.
 struct ExcludedClient {
     clock: Clock,
     probers: Vec<(Target, Prober)>,

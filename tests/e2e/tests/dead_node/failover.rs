@@ -159,12 +159,13 @@ impl FailoverGate {
         let run = self.traffic.take_run();
         let (_, record) = &run.records[index];
         let result = fault_result(record, &run.control, observed, &BOUNDS);
-        // The nodes of a late machine lose each other as well, so it shows none of these.
+        // On a late machine the nodes lose each other without a cut. So these checks apply only to other results.
         if let FaultResult::Recovered(outage) = &result {
             let before = |one: &&Try| one.started >= begin && one.started + record.interval < from;
             let lost: Vec<_> = record.tries.iter().filter(before).filter(|one| one.outcome != Outcome::Ok).collect();
             if !lost.is_empty() {
-                // An agent that was late took a node for dead. The control sleeps in another group of processes.
+                // A late agent considered a node dead. The control was in time, because it runs in another group of
+                // processes.
                 return Ok((node, *address, FaultResult::MachineLate(format!("lost before the cut: {lost:?}"))));
             }
             ensure!(announcers != [node], "{address} has moved back to {node}");

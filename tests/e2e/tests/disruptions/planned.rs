@@ -1,5 +1,5 @@
-//! Planned work on Landfall's nodes, with clients and open connections: a drain of the announcer, and a rolling restart of
-//! all agents.
+//! Planned work on Landfall's nodes, with clients and open connections: a drain of the announcer, and a rolling restart
+//! of all agents.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use serde_json::json;
 /// Connections that stay open during the work.
 const FLOWS: usize = 200;
 
-/// A request on each of them. All together send as many requests as a prober.
+/// Time between two requests on each of them. All together send as many requests as a prober.
 const FLOW_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Clients with an old neighbour entry still send packets to a drained node for this long.

@@ -15,7 +15,8 @@ use serde_json::json;
 /// Connections of each kind.
 const FLOWS: usize = 60;
 
-/// A connection that is idle for this time after its first request is idle until its last one, when the scene ends.
+/// The idle time of a connection after its first request. It is longer than the scene, so the connection is idle until
+/// its last request, at the end.
 const IDLE: Option<Duration> = Some(Duration::from_secs(3600));
 const USED: Option<Duration> = None;
 

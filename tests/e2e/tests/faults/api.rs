@@ -1,5 +1,5 @@
-//! Faults of the Kubernetes API: the API server is down, hangs, refuses, is slow, or loses answers or tokens. The wire and the
-//! kernels stay as they are (I10), and afterwards the status agrees with the wire (I16).
+//! Faults of the Kubernetes API: the API server is down, hangs, refuses, is slow, or loses answers or tokens. The wire
+//! and the kernels stay as they are (I10), and afterwards the status agrees with the wire (I16).
 //!
 //! One pod runs on each node, so that a scene chooses the node whose kernel forwards.
 
@@ -230,8 +230,8 @@ async fn agents_learn_of_a_service_after_silent_watches(scene: &Scene<'_>) -> Re
 }
 
 async fn agents_back_off_from_an_overloaded_api(scene: &Scene<'_>) -> Result<()> {
-    /// An agent has eight watches. With pauses of at least 50, 100, 200, 400, 800 and 1600 ms, each sends at most seven
-    /// requests within [`FAULT_TIME`], and each write of a status follows after a second.
+    /// An agent has eight watches. With pauses of at least 50, 100, 200, 400, 800 and 1600 ms, each watch sends at most
+    /// seven requests within [`FAULT_TIME`]. A write of a status is repeated after a second.
     const MAX_REQUESTS: usize = 8 * 7 + 3;
 
     let world = scene.world;

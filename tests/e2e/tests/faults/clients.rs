@@ -28,8 +28,8 @@ pub async fn start(world: &World, address: IpAddr) -> Result<Traffic> {
     plan.with_flows(flows).past_nodes().start(world).await
 }
 
-/// The verdict on a fault after which new connections may have no answer for `gap`, and open connections may break if
-/// their pod `may_break` them, with other reasons of the scene.
+/// The verdict on a fault, with other reasons of the scene. New connections may have no answer for `gap`. Open
+/// connections to a pod may break if `may_break` returns true for the pod.
 pub fn check(run: &TrafficRun, gap: Duration, may_break: impl Fn(&str) -> bool, reasons: Vec<String>) -> Verdict {
     let interval = run.records.iter().map(|(target, _)| target.plan.interval).max().unwrap_or_default();
     let bounds = Bounds {

@@ -64,7 +64,7 @@ async fn faults_of_hosts_leave_connections_open() -> Result<()> {
 async fn create_address(scene: &Scene<'_>, last: u8) -> Result<(IpAddr, String)> {
     // Two addresses that no other scene uses: nodes remember connections for minutes.
     let range = format!("192.0.2.{last}-192.0.2.{}", last + 1);
-    // The controller writes the status of a pool of one name rarely.
+    // Each scene has a pool of its own name, because the controller writes the status of one pool only at intervals.
     scene.create_pool(&format!("faults-{last}"), json!({"addresses": [range]})).await?;
     create_service(scene.world, "web").await
 }

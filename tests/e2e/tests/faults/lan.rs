@@ -20,8 +20,8 @@ const NODES: [&str; 3] = ["n1", "n2", "n3"];
 /// An address may have no answer for this long after a fault (I7).
 const MAX_GAP: Duration = Duration::from_millis(250);
 
-/// The same for a node that hears nothing but is heard: its peers wait until it reports that for a whole window
-/// (`deaf_node_loses_its_addresses` in the simulation has the same bound).
+/// The same for a node that receives nothing, but whose Hellos arrive: its peers wait until it has reported for a whole
+/// window that it hears no peer (`deaf_node_loses_its_addresses` in the simulation has the same bound).
 /// TODO(correctness): I7 promises [`MAX_GAP`] for this fault as well.
 const MAX_DEAF_GAP: Duration = Duration::from_millis(400);
 
@@ -44,7 +44,7 @@ async fn invariants_hold_during_faults_of_the_lan() -> Result<()> {
     scenes.add_known_defect(
         two_nodes_that_a_third_hears_keep_their_addresses,
         Invariant::I6,
-        "A node that is vouched for is dead after a second, so each of the two takes the addresses of the other.",
+        "A node for which a peer vouches is dead after a second: each of the two takes the addresses of the other.",
     );
     scenes.add_known_defect(
         blocked_hellos_leave_one_owner,
@@ -62,7 +62,7 @@ async fn invariants_hold_during_faults_of_the_lan() -> Result<()> {
 /// Creates a Service with an IPv4 address that ends with this number, and an IPv6 address. Waits until all pods answer.
 async fn create_service(scene: &Scene<'_>, last: u8) -> Result<IpAddr> {
     let (world, addresses) = (scene.world, [format!("192.0.2.{last}/32"), format!("2001:db8::{last}/128")]);
-    // The controller writes the status of a pool of one name rarely.
+    // Each scene has a pool of its own name, because the controller writes the status of one pool only at intervals.
     scene.create_pool(&format!("lan-{last}"), json!({"addresses": addresses})).await?;
     world.create_service("web", json!({"ipFamilyPolicy": "RequireDualStack"})).await?;
     let address = wait_until(SOON, "both addresses of the Service", async || {
@@ -100,8 +100,8 @@ async fn find_moves(scene: &Scene<'_>, address: IpAddr, owner: &str) -> Result<V
     Ok(if node == owner { Vec::new() } else { vec![format!("{address} has moved from {owner} to {node}")] })
 }
 
-/// Sends requests over UDP while `disturb` runs, and compares them with these bounds. Fails for the reasons that it
-/// returns too. Repeats both while the machine is late.
+/// Sends requests over UDP while `disturb` runs, and compares the results with these bounds. The reasons that `disturb`
+/// returns fail the test, too. Repeats everything while the machine is late.
 async fn measure(
     scene: &Scene<'_>,
     address: IpAddr,

@@ -1,4 +1,5 @@
-//! Ways to remove Landfall by habit. All scenes share one cluster: each installs Landfall, and removes it completely.
+//! Removal of Landfall in the ways that users know from other programs: `kubectl delete` of the manifest or of the
+//! definitions. All scenes share one cluster: each installs Landfall, and removes it completely.
 
 use std::time::{Duration, Instant};
 
@@ -71,7 +72,8 @@ impl Site {
         result
     }
 
-    /// Installs Landfall, waits as the README does, gives the Service `web` an address, and waits for an answer from it.
+    /// Installs Landfall, waits as the README does, gives the Service `web` an address, and waits for an answer from
+    /// it.
     async fn install_and_serve(&self) -> Result<()> {
         let world = &self.world;
         world.kubectl(&["apply", "-f", &manifest()])?;

@@ -1,8 +1,8 @@
 //! Kills a controller at one of its writes.
 //!
-//! Counts writes of allocations. At the write of a [`Trap`], it kills the controller before the request is forwarded, or
-//! after the answer has arrived. From then on nothing of this controller is forwarded, also no request that has already
-//! arrived, until [`accept`].
+//! Counts writes of allocations. At the write of a [`Trap`], it kills the controller before the request is forwarded,
+//! or after the answer has arrived. From then until [`accept`], no request of this controller is forwarded, not even
+//! one that has already arrived.
 
 use anyhow::{Context, Result, bail};
 use e2e::api_proxy::{ApiProxy, Fate, Script, StoredRequest};

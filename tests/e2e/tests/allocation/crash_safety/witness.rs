@@ -1,8 +1,8 @@
 //! Watches all Services and records during the whole test, and collects violations.
 //!
 //! A record may be deleted only if its holder is deleted too, or may change its address. The two watches are not
-//! synchronous, so the watch of Services has [`LAG`] to report the change of the holder. Only after that time a deleted
-//! record is a violation.
+//! synchronous, so the watch of Services has [`LAG`] to report the change of the holder. A deleted record is a
+//! violation only after that time.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
