@@ -95,8 +95,8 @@ const LOAD: &str = "they measure load, which emulation slows down tenfold";
 const SAME: &str = "they use the same features of the kernel";
 const BOUNDS: &str = "they have bounds below a second, and would measure the emulation";
 
-/// All tests of the tables and messages that the kernel accepts and prints, and only a few of its handling of packets,
-/// because emulation takes ten times as long.
+/// The tests that run on each kernel. Tests of the tables and messages that the kernel accepts and prints are all
+/// selected. Only a few tests of its handling of packets are selected, because emulation takes ten times as long.
 pub const SELECTIONS: [Selection; 10] = [
     select("dataplane", "kernel").select_tests(&["--skip", "twenty_thousand", "--skip", "ten_thousand"], LOAD),
     select("dataplane", "links"),

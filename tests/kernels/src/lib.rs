@@ -5,8 +5,8 @@
 //! cargo test --no-run --> test executables --> plan --+--> guest in QEMU --> transcript --> verdict
 //! ```
 //!
-//! A guest sees the file system of this machine read-only (9p) and writes to memory, so test executables, `nft` and `ip`
-//! are those of this machine. The same program is the first process of the guest.
+//! A guest sees the file system of this machine read-only (9p) and writes to memory, so test executables, `nft` and
+//! `ip` are those of this machine. The same program is the first process of the guest.
 //!
 //! | file | content |
 //! |---|---|

@@ -11,14 +11,14 @@ use crate::guest::MOUNT_TAG;
 
 const QEMU: &str = "qemu-system-x86_64";
 
-/// The processor: an old one, without features that emulation makes slower, such as copies byte by byte, page tables of
-/// five levels and wide registers. The kernel seeds its random numbers with rdrand. A second processor would cost more
-/// time than it saves: each change of page tables interrupts it, and tests run one after the other.
+/// The processor: an old one, without features that are slow under emulation, such as copies byte by byte, page tables
+/// of five levels and wide registers. The kernel seeds its random numbers with rdrand. A second processor would cost
+/// more time than it saves: each change of page tables interrupts it, and tests run one after the other.
 const PROCESSOR: &str = "qemu64,+rdrand";
 const PROCESSORS: &str = "1";
 
-/// The clock of the guest: each instruction takes 2 ns. Only while the guest is idle, its clock follows that of the
-/// machine. So a busy machine does not make a guest miss the bounds of its tests.
+/// The clock of the guest: each instruction takes 2 ns. The clock follows that of the machine only while the guest is
+/// idle. So a busy machine does not make a guest miss the bounds of its tests.
 const CLOCK: [&str; 2] = ["-icount", "shift=1"];
 
 /// Parameters of the kernel. Emulated processors need no mitigations, and their clocks are late at times.

@@ -119,7 +119,7 @@ impl Apt {
             format!("Dir::Cache={}", path("cache")),
             "Acquire::Languages=none".to_owned(),
             "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".to_owned(),
-            // The default user, `_apt`, cannot write below every home.
+            // The default user, `_apt`, may lack the right to write into this folder.
             "APT::Sandbox::User=root".to_owned(),
             // If the mirror does not answer, apt fails soon.
             "Acquire::http::Timeout=20".to_owned(),

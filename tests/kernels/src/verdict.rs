@@ -130,7 +130,8 @@ fn read_doctor(section: &str, verdict: &mut Verdict) {
     }
 }
 
-/// Moves failures that are known. A known failure that does not occur is a failure, so that the list stays true.
+/// Moves known failures from `failed` to `known`. A known failure that does not occur is a failure, so that the list
+/// stays true.
 fn set_known_aside(verdict: &mut Verdict, known: &[&KnownFailure]) {
     for known in known {
         let is_known = |name: &str| match known.test.strip_suffix('*') {
