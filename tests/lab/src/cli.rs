@@ -14,9 +14,10 @@ use lab::{Cluster, Direction, KubeProxy, Topology};
 
 /// Real Kubernetes clusters of several nodes on this machine, without Docker.
 ///
-/// A cluster is a switch with hosts on it: the control plane `cp`, nodes `n1`.. with containerd and kubelet, light nodes
-/// `l1`.. (a Node object and a network namespace), clients `c1`.. on the same LAN. It stays until `lab down`; several can
-/// be up at once. It needs root; tests/lab/setup.sh installs and builds the rest. `lab doctor` checks the machine.
+/// A cluster is a switch with hosts on it: the control plane `cp`, nodes `n1`.. with containerd and kubelet, light
+/// nodes `l1`.. (a Node object and a network namespace), clients `c1`.. on the same LAN. It stays until `lab down`;
+/// several can be up at once. It needs root; tests/lab/setup.sh installs and builds the rest. `lab doctor` checks the
+/// machine.
 ///
 ///   lab up demo --nodes 3
 ///   lab kubectl demo -- get nodes -o wide
@@ -26,8 +27,8 @@ use lab::{Cluster, Direction, KubeProxy, Topology};
 ///   lab down demo
 ///
 /// Addresses are the same in every cluster: LAN 192.0.2.0/24 and 2001:db8::/64 (cp .1, nodes from .11, light nodes from
-/// .41, clients from .101, .200 to .250 unused, for load-balancer addresses), pods 10.244.0.0/16 and fd00:10:244::/48, Services
-/// 10.96.0.0/16 and fd00:10:96::/112.
+/// .41, clients from .101, .200 to .250 unused, for load-balancer addresses), pods 10.244.0.0/16 and fd00:10:244::/48,
+/// Services 10.96.0.0/16 and fd00:10:96::/112.
 #[derive(Parser)]
 #[command(name = "lab", version, verbatim_doc_comment)]
 struct Cli {
@@ -180,7 +181,8 @@ enum LabCommand {
         #[arg(required = true)]
         tars: Vec<PathBuf>,
     },
-    /// Build an image of a static binary: `lab image target/x86_64-unknown-linux-musl/release/landfall landfall:dev out.tar`.
+    /// Build an image of a static binary:
+    /// `lab image target/x86_64-unknown-linux-musl/release/landfall landfall:dev out.tar`.
     Image {
         /// The binary, which becomes the entrypoint.
         binary: PathBuf,

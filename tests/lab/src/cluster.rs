@@ -210,9 +210,9 @@ impl Cluster {
         self.files.api_identity()
     }
 
-    /// Writes a kubeconfig of a ServiceAccount for the API server's LAN address, and returns its path. It gives an agent
-    /// that runs as a plain process (on a light node, for example) the rights it has in a pod. The token is valid for a
-    /// day.
+    /// Writes a kubeconfig of a ServiceAccount for the API server's LAN address, and returns its path. It gives an
+    /// agent that runs as a plain process (on a light node, for example) the rights it has in a pod. The token is valid
+    /// for a day.
     pub async fn service_account_kubeconfig(&self, namespace: &str, name: &str) -> Result<PathBuf> {
         let token = self.request_token(namespace, name, None).await?;
         let text = kubeconfig_with_token(&self.lan_url(), &fs::read_to_string(&self.files.authority)?, &token)?;
@@ -298,7 +298,7 @@ impl Cluster {
         &self.control_plane
     }
 
-    /// Applies the lab's part of a Node object, the pod CIDRs, again, after the object was deleted.
+    /// Applies the lab's part of a Node object (the pod CIDRs) again, after the object was deleted.
     pub async fn apply_node(&self, name: &str) -> Result<()> {
         light_node::apply_nodes(&self.client, &[self.topology.host(name)?]).await
     }
@@ -474,8 +474,8 @@ fn keep_evidence(cluster_dir: &ClusterDir, topology: &Topology, name: &str) -> R
 }
 
 impl Cluster {
-    /// Copies into a directory: logs of all daemons and pods, the API server's objects, the state of all kernels, and the
-    /// last frames on the switch.
+    /// Copies into a directory: logs of all daemons and pods, the API server's objects, the state of all kernels, and
+    /// the last frames on the switch.
     pub fn collect(&self, dir: &Path) -> Result<()> {
         crate::collect::collect(&self.cluster_dir, &self.topology, dir)
     }

@@ -190,7 +190,8 @@ impl Lock {
         }
     }
 
-    /// Takes the lock, and waits for a process that creates or removes the cluster. The error names a process that keeps it.
+    /// Takes the lock, and waits for a process that creates or removes the cluster. The error names a process that
+    /// keeps it.
     pub fn take(cluster_dir: &ClusterDir) -> Result<Self> {
         let start = Instant::now();
         loop {

@@ -1,9 +1,9 @@
 //! A light node: a Node object and a network namespace, for tests that need many nodes and run no pods.
 //!
 //! Touches Node objects. The namespace is like any other host's ([`network`](crate::machine::network));
-//! [`Host::spawn`](crate::Host::spawn) starts an agent in it. Instead of a kubelet, `heartbeat` on the control plane renews
-//! the leases of all light nodes that answer on the LAN, so a light node that is cut or powered off becomes NotReady like
-//! a real one. A taint keeps pods away, because none would start.
+//! [`Host::spawn`](crate::Host::spawn) starts an agent in it. Instead of a kubelet, `heartbeat` on the control plane
+//! renews the leases of all light nodes that answer on the LAN. So a light node that is cut or powered off becomes
+//! NotReady like a real one. A taint keeps pods away, because none would start.
 
 use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::Node;
@@ -15,8 +15,8 @@ use crate::topology::{HostKind, HostSpec};
 /// The label of light nodes, always with the value `true`, and the key of their taint.
 pub const LABEL: &str = "lab.landfall.dev/light";
 
-/// Applies the Node objects of these hosts. For a node with a kubelet it sets only the pod CIDRs, which the kubelet does
-/// not set.
+/// Applies the Node objects of these hosts. For a node with a kubelet it sets only the pod CIDRs, which the kubelet
+/// does not set.
 pub async fn apply_nodes(client: &kube::Client, specs: &[HostSpec]) -> Result<()> {
     let nodes: Api<Node> = Api::all(client.clone());
     let applications = specs.iter().filter_map(node_object).map(|(name, object, status)| {

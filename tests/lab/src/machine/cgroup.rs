@@ -4,7 +4,7 @@
 //! starts in its parent's group, and runc creates the groups of containers inside the host's, so `cgroup.kill` reaches
 //! all processes of a node at once.
 //!
-//! A node sees only its own part of the control groups as `/sys/fs/cgroup` ([`NodeView`]), so all groups that runc
+//! A node sees only its own part of the control groups as `/sys/fs/cgroup` ([`NodeView`]). So all groups that runc
 //! creates have a known parent and can be removed. On cgroup2 a group of a host has processes only in its children, as
 //! the kernel demands of groups with controllers.
 
@@ -249,8 +249,8 @@ fn create(path: &Path) -> Result<()> {
     create_shared_dir(path).with_context(|| format!("create the control group {}", path.display()))
 }
 
-/// Creates a directory inside one that all clusters share. If another cluster is removed at this moment, its removal
-/// deletes the empty parent as well, and this tries again.
+/// Creates a directory inside one that all clusters share. The removal of another cluster may delete the empty parent
+/// at this moment. Then this function tries again.
 pub(crate) fn create_shared_dir(path: &Path) -> std::io::Result<()> {
     let parent_vanished =
         |result: &std::io::Result<()>| result.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);

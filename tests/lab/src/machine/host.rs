@@ -130,8 +130,9 @@ impl Host {
         }
     }
 
-    /// A command that runs on this host: in its namespaces (a node has its own mounts and processes, the others only a
-    /// network) and in its control group, so that faults of the host affect the command.
+    /// A command that runs on this host. It runs in the namespaces of the host: a node has its own mounts and
+    /// processes, other hosts only a network. It also runs in the control group of the host, so that faults of the host
+    /// affect it.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Result<Command> {
         self.command_in(&self.group.child(COMMANDS), program)
     }

@@ -87,7 +87,8 @@ pub fn nft(namespace: &Namespace, script: &str) -> Result<()> {
 }
 
 /// The table of injected faults in the switch. It drops frames from a cut port before the switch learns from them, so
-/// that the capture on the bridge does not show them either. It drops frames to a cut port last.
+/// that the capture on the bridge does not show them either. It drops frames to a cut port in the last hook of the
+/// bridge.
 const FAULT_TABLE: &str = "table bridge lab {
     set cut_from { type ifname; }
     set cut_to { type ifname; }
@@ -139,8 +140,8 @@ pub fn plug(cluster: &str, switch: &Namespace, spec: &HostSpec, specs: &[HostSpe
     sysctls(
         &host,
         &[
-            // Set before the interface exists, which inherits them. Duplicate address detection is off: it takes a second
-            // or two, and these addresses are unique.
+            // Set before the interface exists, which inherits them. Duplicate address detection is off: it takes a
+            // second or two, and these addresses are unique.
             ("ipv6.conf.all.accept_dad", "0"),
             ("ipv6.conf.default.accept_dad", "0"),
             ("ipv6.conf.default.accept_ra", "0"),

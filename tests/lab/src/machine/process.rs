@@ -1,7 +1,7 @@
 //! Daemons on hosts, started under a name, and other processes, found by a pattern.
 //!
-//! Touches only processes in the host's control group: those the lab started there, and their descendants. A daemon has a
-//! group of its own; `daemons/NAME.json` in the host's directory stores its command.
+//! Touches only processes in the host's control group: those the lab started there, and their descendants. A daemon has
+//! a group of its own; `daemons/NAME.json` in the host's directory stores its command.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -101,8 +101,8 @@ impl Host {
         found
     }
 
-    /// Sends a signal to every process of the host whose command line contains `pattern`. Returns these processes; fails
-    /// without one.
+    /// Sends a signal to every process of the host whose command line contains `pattern`. Returns these processes;
+    /// fails without one.
     pub fn signal(&self, pattern: &str, signal: Signal) -> Result<Vec<(i32, String)>> {
         let found = self.processes(pattern);
         if found.is_empty() {
