@@ -39,8 +39,8 @@ pub struct Control {
 }
 
 impl Control {
-    /// How late the machine was in this span of time: the latest wake-up, or the slowest answer to a try of the
-    /// control.
+    /// How late the machine was in this span of time: the greatest delay of a wake-up, or the slowest answer to a try
+    /// of the control.
     pub fn lateness(&self, span: Gap) -> Duration {
         let touches = |from: Duration, to: Duration| from <= span.to && to >= span.from;
         let wakeups = self.wakeups.iter().filter(|one| touches(one.at.saturating_sub(one.late), one.at));

@@ -119,8 +119,8 @@ pub struct FlowReport {
 }
 
 impl FlowReport {
-    /// Reasons of a failure: broken connections, except those to servers whose connections may break because the test
-    /// ends these servers. Empty if there are none.
+    /// Reasons of a failure: broken connections, except those to servers for which `may_break` returns true, because
+    /// the test ends them. Empty if there are none.
     pub fn reasons(&self, may_break: impl Fn(&str) -> bool) -> Vec<String> {
         let broken: Vec<&BrokenFlow> = self.broken.iter().filter(|flow| !may_break(&flow.server)).collect();
         let first = broken.first();

@@ -1,9 +1,8 @@
 //! Outages after a fault that is caused again and again, and the bounds for all of them. Pure.
 //!
-//! An outage begins with the fault. If later tries are still answered before the first lost one, the fault had no
-//! effect until then, so the outage begins with the last of these tries. It ends with the first answer after the last
-//! lost try. A try that is answered only after a retransmission counts as lost. So neither an answer in between nor a
-//! retransmission ends the outage.
+//! An outage begins with the fault, or later if the fault takes effect later: with the last try that is answered before
+//! the first lost one. It ends with the first answer after the last lost try. A try that is answered only after a
+//! retransmission counts as lost. So neither an answer in between nor a retransmission ends the outage.
 
 use std::fmt;
 use std::time::Duration;
@@ -44,8 +43,8 @@ pub struct OutageBounds {
     pub repeats: usize,
 }
 
-/// The result of a fault. `observed` begins with the instant before the command, and the record contains all tries that
-/// started in it.
+/// The result of a fault. `observed` begins just before the command that causes the fault. The record contains all
+/// tries that started within `observed`.
 pub fn fault_result(record: &Record, control: &Control, observed: Gap, bounds: &OutageBounds) -> FaultResult {
     let outage = find_outage(record, observed);
     let lateness = control.lateness(outage.unwrap_or(observed));

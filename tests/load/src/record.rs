@@ -115,7 +115,7 @@ impl Record {
         self.tries.iter().filter(|one| !matches!(one.outcome, Outcome::Ok | Outcome::NotSent)).count()
     }
 
-    /// The number of tries that were sent and not answered at all, also not after a retransmission.
+    /// The number of tries that were sent and not answered at all, not even after a retransmission.
     pub fn unanswered_count(&self) -> usize {
         self.tries.iter().filter(|one| !one.outcome.is_answered() && one.outcome != Outcome::NotSent).count()
     }
