@@ -139,7 +139,7 @@ impl Checks {
     }
 
     /// Compares facts of different sources with each other. Returns whether each present disagreement has been
-    /// reported, so that a later comparison cannot report it.
+    /// reported. If so, none of them can become a breach later.
     pub fn compare(&mut self, now: Duration) -> bool {
         let mut found = self.objects.compare(now, SETTLE_LIMIT);
         let records = RecordView { current: self.objects.records(), deleted: self.objects.deleted_records() };

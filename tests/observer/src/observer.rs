@@ -195,8 +195,8 @@ impl Observer {
         Ok(())
     }
 
-    /// The writes to the API server while `action` runs, as a text; `None` without a write. Only objects count that
-    /// nothing but Landfall writes in an idle cluster.
+    /// The writes to the API server while `action` runs, as a text; `None` without a write. Counts only writes to
+    /// objects that no program except Landfall writes in an idle cluster.
     pub async fn writes_during(&self, action: impl Future<Output = ()>) -> Result<Option<String>> {
         let before = self.count_writes().await?;
         action.await;

@@ -8,8 +8,8 @@ const COUNTER: &str = "apiserver_request_total{";
 /// Verbs of writes, as the API server names them.
 const WRITES: [&str; 5] = ["POST", "PUT", "PATCH", "APPLY", "DELETE"];
 
-/// The number of writes so far to each kind of object that only Landfall writes in an idle cluster: its own objects, and
-/// the status of Services. Leases are renewed all the time and do not count.
+/// The number of writes so far to each kind of object that only Landfall writes in an idle cluster: its own objects,
+/// and the status of Services. Leases are renewed all the time and do not count.
 pub fn count_writes(metrics: &str) -> BTreeMap<String, u64> {
     let mut counts = BTreeMap::new();
     for line in metrics.lines().filter_map(|line| line.strip_prefix(COUNTER)) {

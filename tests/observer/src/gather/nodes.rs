@@ -23,7 +23,7 @@ use crate::gather::Shared;
 /// Interval between two looks at the logs.
 const INTERVAL: Duration = Duration::from_millis(500);
 
-/// Resources are read in one of this many looks.
+/// Of this many looks at the logs, one also reads resources.
 const USAGE_PERIOD: usize = 10;
 
 /// Prefix of the directories of logs of Landfall's pods.
