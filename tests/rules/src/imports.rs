@@ -59,7 +59,7 @@ fn target<'a>(path: &items::Path<'_>, module: &[String], modules: &BTreeMap<&[St
         segments.next();
     }
     let full: Vec<String> = base.iter().cloned().chain(segments.map(|name| (*name).to_owned())).collect();
-    // A path of a `use` that begins with another name is of a child module or of another crate.
+    // A path that begins with none of these words belongs to a child module or to another crate.
     let least = if is_relative { base.len() + 1 } else { 0 };
     (least..=full.len()).rev().find_map(|length| modules.get(&full[..length]).copied())
 }

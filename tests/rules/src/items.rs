@@ -250,8 +250,8 @@ impl<'a> Scanner<'_, 'a> {
 
     fn implementation(&mut self) {
         let body = self.body(self.at);
-        // `impl Trait` as a type has no body of its own: it stands in a signature, which `function` has skipped, or
-        // ends with a `;` or another item.
+        // `impl Trait` as a type has no body of its own. In a signature, `function` has skipped it. Elsewhere, `body`
+        // finds the next `;` or the body of the next item.
         let mut angles = 0i32;
         let mut last = None;
         let mut of_trait = None;

@@ -196,7 +196,7 @@ pub fn split_name(name: &str) -> Vec<&str> {
     words
 }
 
-/// Past participles that are not also the base form of a verb, one a line. Regular ones are left out.
+/// Irregular past participles that are not also the base form of a verb, one per line.
 const PARTICIPLES: &str = include_str!("../words/participles.txt");
 
 const PREPOSITIONS: &str = include_str!("../words/prepositions.txt");

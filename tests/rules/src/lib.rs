@@ -5,7 +5,7 @@
 //! files --> rust (tokens) --> items (functions, types) --> imports (circles)
 //!   |          |
 //!   |          +--> prose (comments, strings, names) --> language (banned words) <-- glossary
-//!   +--> markdown, shell ---^
+//!   +--> markdown -^
 //! ```
 
 use std::path::{Path, PathBuf};

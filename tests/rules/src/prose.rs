@@ -1,4 +1,4 @@
-//! The texts of a file that a reader reads: comments, strings, names and documents.
+//! The text of a file that is for people: comments, strings, names and documents.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -76,7 +76,7 @@ fn string_prose(literal: &str) -> String {
     without_code_spans(&prose)
 }
 
-/// The comments of a file in which they go from a marker to the end of the line. Other lines are empty.
+/// The comments of a file, each from `marker` to the end of its line. A line without a comment becomes empty.
 fn comments(source: &str, marker: &str) -> String {
     let comment = |line: &str| {
         let starts = line.match_indices(marker).map(|(start, _)| start);

@@ -17,7 +17,7 @@ fn no_text_or_name_has_a_banned_word() {
     assert!(rules.banned.len() > 40, "the glossary lists more words than {}", rules.banned.len());
     let mut found = Vec::new();
     for path in files("").into_iter().filter(|path| !path.ends_with(glossary::PATH)) {
-        // Goldens, locks and the like have no prose.
+        // A file that is not text has no prose.
         let Ok(source) = std::fs::read_to_string(rules::root().join(&path)) else { continue };
         for passage in prose::passages(&path, &source) {
             for finding in rules.find(&passage.text) {

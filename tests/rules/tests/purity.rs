@@ -1,4 +1,5 @@
-//! Decisions are pure: they read no clock, no file and no socket, and know no client and no runtime.
+//! Decisions are pure: they read no clock, no file and no socket, and use no client of the API server and no async
+//! runtime.
 //!
 //! Two rules: the dependencies of each crate, and the words in files that decide. Files that act (shells) are
 //! recognised by their names: see [`is_shell`].
@@ -99,7 +100,7 @@ fn impure_words_are_found_outside_of_comments_and_tests() {
     assert_eq!(impurities(source), [(7, "kube::{Api")]);
 }
 
-/// The packages that a crate links, with itself and with those that they link.
+/// A crate and all packages that it depends on, directly or indirectly.
 fn dependencies(package: &str) -> BTreeSet<String> {
     let arguments =
         ["tree", "-p", package, "--edges", "normal", "--prefix", "none", "--format", "{p}", "--locked", "--offline"];
