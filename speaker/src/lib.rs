@@ -34,7 +34,8 @@
 //! 2. [`Machine::receive`](machine::Machine::receive) unwraps the datagram ([`wire::datagram`]), checks the cluster
 //!    ([`wire::codec`]), opens the seal ([`wire::seal`]) and decodes a [`Packet`](wire::hello::Packet).
 //! 3. `ownership::segment::receive_hello` decides whether this node believes the sender. A sender that has not proved
-//!    that it is alive gets an echo (`peers::handshake`).
+//!    that it is alive gets an echo (`peers::handshake`). `ownership::segment::relay` forwards the packet if another
+//!    node does not hear its sender (`peers::relay`).
 //! 4. `peers::peer` updates the liveness and the claims of the peer. Addresses whose claim changed are marked dirty.
 //! 5. The loop calls [`Machine::poll`](machine::Machine::poll), which decides about the dirty addresses, as for a claim
 //!    below.

@@ -7,3 +7,4 @@ pub mod liveness;
 pub mod neighbours;
 pub mod peer;
 pub mod reachability;
+pub mod relay;

@@ -130,6 +130,12 @@ impl AddressConflicts {
         held_back
     }
 
+    /// Forgets the hosts with this MAC address, because it belongs to a peer. Two nodes that do not hear each other yet
+    /// can probe an address at the same time. Returns the addresses of these hosts.
+    pub fn forget_hosts(&mut self, mac: MacAddr) -> Vec<IpAddr> {
+        self.hosts.extract_if(.., |_, host| host.mac == mac).map(|(lb_ip, _)| lb_ip).collect()
+    }
+
     fn cancel_probes(&mut self, lb_ip: IpAddr) {
         if let Some(probing) = self.probing.remove(&lb_ip) {
             self.due.remove(&(probing.next, lb_ip));

@@ -32,6 +32,9 @@ pub enum Event {
     },
     /// A peer on a link was heard for the first time, or changed its state.
     Peer { node: String, link: String, state: PeerState },
+    /// A peer that this node does not hear is heard by another one, which forwards its packets; or this node hears the
+    /// peer again.
+    Path { node: String, link: String, relayed: bool },
     /// This node began or ceased to hear a quorum of the peers on a link.
     Quorum {
         link: String,
@@ -80,6 +83,12 @@ impl Event {
                 PeerState::Deaf => tracing::warn!(node, link, "peer hears no other peer: its claims are void"),
                 PeerState::Dead => tracing::warn!(node, link, "peer is silent: its addresses are taken over"),
             },
+            Self::Path { node, link, relayed: true } => tracing::warn!(
+                node,
+                link,
+                "peer is not heard, but another one hears it and forwards its Hellos: look for a fault of the network"
+            ),
+            Self::Path { node, link, relayed: false } => tracing::info!(node, link, "peer is heard again"),
             Self::Node { node, dead: true } => tracing::warn!(node, "node is dead: it gets no new connections"),
             Self::Node { node, dead: false } => tracing::info!(node, "node is no longer dead"),
             Self::SilentAgent { node } => {

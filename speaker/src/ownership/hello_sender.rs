@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::ownership::claims::{Claims, Page};
 use crate::ownership::context::Context;
 use crate::peers::interval::HelloInterval;
-use crate::wire::codec::{self, MAX_PAYLOAD, PAGE_OVERHEAD, size};
+use crate::wire::codec::{self, MAX_PAYLOAD, PAGE_OVERHEAD, RELAY_OVERHEAD, size};
 use crate::wire::hello::{self, HeardRange, Packet};
 use crate::wire::packing::{PeerLists, pack};
 use netlink::links::Link;
@@ -139,7 +139,9 @@ impl HelloSender {
             // All claims are in one bucket, which each Hello carries.
             buckets = 1;
         }
-        let room = MAX_PAYLOAD - context.keys.overhead(context.now) - codec::overhead(&config.node, &link.name);
+        // Another speaker can forward each packet whole.
+        let overhead = RELAY_OVERHEAD + context.keys.overhead(context.now) + codec::overhead(&config.node, &link.name);
+        let room = MAX_PAYLOAD - overhead;
         let buckets = (0..1 << bits).filter(|bucket| buckets & 1 << bucket != 0);
         let pages: Vec<Page> = buckets.flat_map(|bucket| own.pages(bucket, room - PAGE_OVERHEAD)).collect();
         let empty = Packet {
@@ -158,6 +160,7 @@ impl HelloSender {
             echoes: vec![],
             probed: vec![],
             bucket_requests: vec![],
+            relay_requests: vec![],
             bits,
             digests: None,
             pages: vec![],

@@ -20,6 +20,7 @@ use crate::peers::handshake::{self, Handshakes};
 use crate::peers::interval::MAX_INTERVAL;
 use crate::peers::liveness::{self, PeerState};
 use crate::peers::peer::Peer;
+use crate::peers::relay::UnknownSpeakers;
 use netlink::links::Link;
 
 /// When a peer has begun or ceased to claim an owned address, this node announces the address for this time, even
@@ -30,6 +31,7 @@ mod announce;
 mod decide;
 mod observe_deaths;
 mod receive_hello;
+mod relay;
 mod resolve;
 mod send_hello;
 mod solicit;
@@ -51,6 +53,8 @@ enum Quorum {
 pub struct Segment {
     pub(crate) link: Link,
     pub(crate) peers: BTreeMap<String, Peer>,
+    /// Speakers that peers hear, and of which this node has received no packet.
+    unknown_speakers: UnknownSpeakers,
     /// The unfinished handshakes with speakers that have not yet proved that they are alive.
     handshakes: Handshakes,
     /// The last reported incarnation of another speaker that uses this node's name.
@@ -105,6 +109,7 @@ impl Segment {
         Self {
             link,
             peers: BTreeMap::new(),
+            unknown_speakers: UnknownSpeakers::default(),
             handshakes: Handshakes::default(),
             duplicate: None,
             own_claims: Claims::default(),

@@ -11,7 +11,8 @@
 //! - *Vouching.* Each Hello reports when its sender last heard each peer. If another peer has heard a peer later than
 //!   this node has, the window of that peer starts at the later time. So a few Hellos lost between two nodes have no
 //!   effect. Vouching does not delay the detection of a death, because all nodes last heard the dead peer at the same
-//!   time. A peer that only others hear counts as alive for about 20 intervals.
+//!   time. A peer that only others hear counts as alive for about 20 intervals after its last packet, and one of the
+//!   others forwards its packets ([`crate::peers::relay`]).
 //! - *Probing.* If few peers can vouch, this node probes a peer whose Hello is late: it requests an answer at once,
 //!   repeatedly ([`Liveness::probe_due`]), until the window of the peer ends. With two nodes there is no voucher. With
 //!   2 % packet loss, two consecutive Hellos are lost every two minutes, and the third one arrives when the window
@@ -21,8 +22,9 @@
 
 use std::time::Duration;
 
-/// Other peers can vouch for a silent peer for at most this many of its intervals. This time outlasts any series of
-/// lost packets. It is limited, because this node can no longer read the claims of the silent peer.
+/// Other peers can vouch for a peer for at most this many of its intervals after its last packet, forwarded ones
+/// included. This time outlasts any series of lost packets. It is limited, because this node does not know the claims
+/// of a peer without packets.
 const VOUCHED_INTERVALS: u32 = 20;
 
 /// A peer is probed if at most this many other peers can vouch for it. With three or more, no probes are needed,
@@ -52,6 +54,8 @@ pub struct Liveness {
     pub last_heard: Duration,
     /// When another peer last heard the peer.
     last_vouched: Duration,
+    /// When another peer last forwarded a packet of the peer.
+    last_relayed: Duration,
     /// The time since which the peer reports that it hears no peer.
     hears_none_since: Option<Duration>,
     /// The time since which the peer does not list this node as heard.
@@ -70,6 +74,7 @@ impl Liveness {
             interval,
             last_heard: now,
             last_vouched: now,
+            last_relayed: Duration::ZERO,
             hears_none_since: None,
             misses_us_since: None,
             excused_at: Duration::ZERO,
@@ -77,9 +82,33 @@ impl Liveness {
         }
     }
 
+    /// A peer that this node has never heard. Another one has forwarded its packet.
+    pub fn relayed(now: Duration, interval: Duration, multiplier: u32) -> Self {
+        Self { last_heard: Duration::ZERO, last_relayed: now, ..Self::new(now, interval, multiplier) }
+    }
+
+    /// Records a Hello that another peer has forwarded.
+    pub fn record_relayed(&mut self, now: Duration, interval: Duration) {
+        if !self.is_heard(now) && !self.is_relayed(now) {
+            (self.hears_none_since, self.misses_us_since) = (None, None);
+        }
+        self.last_relayed = now;
+        self.interval = interval;
+    }
+
+    /// Whether another peer has forwarded a packet of this one within its window.
+    pub fn is_relayed(&self, now: Duration) -> bool {
+        now.saturating_sub(self.last_relayed) < self.window()
+    }
+
+    /// Whether another peer should forward the packets of this one: it hears the peer, and this node does not.
+    pub fn needs_relay(&self, now: Duration) -> bool {
+        !self.is_fresh(now) && self.is_vouched(now)
+    }
+
     /// Records a Hello of the peer, and its interval.
     pub fn record_hello(&mut self, now: Duration, interval: Duration) {
-        if !self.is_heard(now) {
+        if !self.is_heard(now) && !self.is_relayed(now) {
             // The peer was away: its reports from before are outdated.
             (self.hears_none_since, self.misses_us_since) = (None, None);
         }
@@ -193,7 +222,8 @@ impl Liveness {
 
     /// The time from which the peer is dead if it stays silent.
     fn dead_from(&self) -> Duration {
-        let vouched = self.last_vouched.min(self.last_heard + self.interval * VOUCHED_INTERVALS);
+        let last_packet = self.last_heard.max(self.last_relayed);
+        let vouched = self.last_vouched.min(last_packet + self.interval * VOUCHED_INTERVALS);
         self.last_heard.max(vouched).max(self.excused_at) + self.window()
     }
 }
@@ -248,6 +278,15 @@ mod tests {
             ),
             ("heard by another peer", |p| p.record_voucher(ms(1100)), [(1249, Alive), (1250, Dead)]),
             ("heard only by another peer for too long", |p| p.record_voucher(ms(9000)), [(2149, Alive), (2150, Dead)]),
+            (
+                "heard by another peer, which forwards its packets",
+                |p| {
+                    p.record_relayed(ms(8990), INTERVAL);
+                    p.record_voucher(ms(9000));
+                },
+                [(9149, Alive), (9150, Dead)],
+            ),
+            ("an old packet is forwarded", |p| p.record_relayed(ms(9000), INTERVAL), [(1149, Alive), (1150, Dead)]),
             ("this node was suspended", |p| p.excuse(ms(5000)), [(5149, Alive), (5150, Dead)]),
             ("a long interval", |p| p.record_hello(ms(1000), ms(500)), [(2499, Alive), (2500, Dead)]),
         ] {

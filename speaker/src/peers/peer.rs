@@ -25,6 +25,14 @@ const UNREAD_INTERVALS: u32 = 20;
 /// often.
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
+/// How a packet of a peer reached this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    Direct,
+    /// Another peer has forwarded it.
+    Relayed,
+}
+
 /// A peer on a link.
 #[derive(Clone, Debug)]
 pub struct Peer {
@@ -41,6 +49,12 @@ pub struct Peer {
     /// The address that the peer sends from: its node's own one on the link.
     pub address: Option<IpAddr>,
     pub liveness: Liveness,
+    /// The last peer that reported that it hears this one, and when it heard it: it can forward packets.
+    pub voucher: Option<(u32, Duration)>,
+    /// Until when this node forwards the packets of the peer, because other peers do not hear it.
+    pub relay_until: Duration,
+    /// Whether the last packet was forwarded.
+    pub is_relayed: bool,
     /// Whether the kernel of its node answers while the peer is silent.
     pub reachability: Reachability,
     /// The state at the last check.
@@ -62,15 +76,22 @@ pub struct Peer {
 
 impl Peer {
     /// A peer whose first packet has arrived. The caller must still pass the packet to [`Self::receive`].
-    pub fn new(now: Duration, mac: MacAddr, packet: &Packet, multiplier: u32) -> Self {
+    pub fn new(now: Duration, path: Path, packet: &Packet, multiplier: u32) -> Self {
+        let liveness = match path {
+            Path::Direct => Liveness::new,
+            Path::Relayed => Liveness::relayed,
+        };
         Self {
             incarnation: packet.incarnation,
             sequence: packet.sequence,
             parts: [0; MAX_PARTS / 64],
-            mac,
+            mac: packet.mac,
             link: packet.link.clone(),
             address: None,
-            liveness: Liveness::new(now, packet.interval.max(MIN_INTERVAL), multiplier),
+            liveness: liveness(now, packet.interval.max(MIN_INTERVAL), multiplier),
+            voucher: None,
+            relay_until: Duration::ZERO,
+            is_relayed: false,
             reachability: Reachability::default(),
             state: PeerState::Dead, // until the first check
             state_since: now,
@@ -85,8 +106,8 @@ impl Peer {
 
     /// Replaces the peer by a new incarnation. `packet` is its first packet. The new incarnation has no claims yet.
     /// Returns the addresses that the former incarnation claimed.
-    pub fn restart(&mut self, now: Duration, mac: MacAddr, packet: &Packet, multiplier: u32) -> BTreeSet<IpAddr> {
-        let new = Self { state: self.state, ..Self::new(now, mac, packet, multiplier) };
+    pub fn restart(&mut self, now: Duration, path: Path, packet: &Packet, multiplier: u32) -> BTreeSet<IpAddr> {
+        let new = Self { state: self.state, ..Self::new(now, path, packet, multiplier) };
         std::mem::replace(self, new).claims.iter().map(|(lb_ip, _)| lb_ip).collect()
     }
 
@@ -99,20 +120,24 @@ impl Peer {
 
     /// Applies a packet of the peer, if it is new. `us` is the id of this node. Returns the addresses whose claim
     /// changed.
-    pub fn receive(&mut self, now: Duration, mac: MacAddr, packet: &Packet, us: u32) -> Option<BTreeSet<IpAddr>> {
+    pub fn receive(&mut self, now: Duration, path: Path, packet: &Packet, us: u32) -> Option<BTreeSet<IpAddr>> {
         let (word, bit) = part_bit(packet).filter(|_| self.is_new(packet))?;
         if packet.sequence > self.sequence {
             self.parts = [0; MAX_PARTS / 64];
         }
         self.parts[word] |= bit;
         self.sequence = packet.sequence;
-        self.mac = mac;
+        self.mac = packet.mac;
         if self.link != packet.link {
             self.link.clone_from(&packet.link);
         }
         self.leaving = packet.leaving;
         self.blind = packet.blind;
-        self.liveness.record_hello(now, packet.interval.max(MIN_INTERVAL));
+        let interval = packet.interval.max(MIN_INTERVAL);
+        match path {
+            Path::Direct => self.liveness.record_hello(now, interval),
+            Path::Relayed => self.liveness.record_relayed(now, interval),
+        }
         let mut changed = BTreeSet::new();
         for page in &packet.pages {
             if self.claims.len() + page.claims.len() <= MAX_CLAIMS {
@@ -123,7 +148,9 @@ impl Peer {
         if is_covered {
             self.lists_us = packet.heard.peers.binary_search_by_key(&us, |heard| heard.id).is_ok();
         }
-        let hears_us = is_covered.then_some(self.lists_us);
+        // A peer to which another one forwards the packets of this node knows the claims of this node.
+        let is_read = packet.relay_requests.iter().any(|request| request.id == us && request.is_served);
+        let hears_us = is_covered.then_some(self.lists_us || is_read);
         self.liveness.record_lists(now, packet.heard.all > 0, hears_us);
         if let Some(digests) = &packet.digests {
             self.claims.set_bits(packet.bits);
@@ -138,6 +165,21 @@ impl Peer {
     /// Records the address that a received packet came from. The peer is no longer silent.
     pub fn record_address(&mut self, address: Option<IpAddr>) {
         (self.address, self.reachability) = (address, Reachability::default());
+    }
+
+    /// Records that another peer, with the id `voucher`, heard this one at `at`.
+    pub fn record_voucher(&mut self, now: Duration, voucher: u32, at: Duration) {
+        self.liveness.record_voucher(at);
+        // One relay is enough, so the node keeps it while it hears the peer.
+        let keeps = self.voucher.is_some_and(|(id, at)| id != voucher && now < at + self.liveness.window());
+        if !keeps {
+            self.voucher = Some((voucher, at));
+        }
+    }
+
+    /// Whether this node probes the peer when its Hello is late: until its window ends.
+    pub fn is_probed(&self, now: Duration) -> bool {
+        self.state != PeerState::Dead && self.liveness.is_heard(now)
     }
 
     /// Whether the peer is alive and not leaving. Its claims count only then.
@@ -203,6 +245,7 @@ mod tests {
             echoes: vec![],
             probed: vec![],
             bucket_requests: vec![],
+            relay_requests: vec![],
             bits: 0,
             digests: None,
             pages: vec![],
@@ -211,7 +254,7 @@ mod tests {
 
     #[test]
     fn packet_counts_once_and_never_after_a_later_hello() {
-        let mut peer = Peer::new(Duration::ZERO, MAC, &packet(7, 5, 0), 3);
+        let mut peer = Peer::new(Duration::ZERO, Path::Direct, &packet(7, 5, 0), 3);
         for (sequence, part, expected) in [
             (5, 0, true),
             (5, 0, false),
@@ -224,16 +267,16 @@ mod tests {
             (5, 3, false),
             (9, 0, true),
         ] {
-            let received = peer.receive(Duration::ZERO, MAC, &packet(7, sequence, part), us());
+            let received = peer.receive(Duration::ZERO, Path::Direct, &packet(7, sequence, part), us());
             assert_eq!(received.is_some(), expected, "{sequence}, part {part}");
         }
-        peer.restart(Duration::ZERO, MAC, &packet(8, 1, 0), 3);
-        assert_eq!(peer.receive(Duration::ZERO, MAC, &packet(8, 1, 0), us()), Some(BTreeSet::new()));
+        peer.restart(Duration::ZERO, Path::Direct, &packet(8, 1, 0), 3);
+        assert_eq!(peer.receive(Duration::ZERO, Path::Direct, &packet(8, 1, 0), us()), Some(BTreeSet::new()));
     }
 
     #[test]
     fn only_a_part_covering_our_id_changes_lists_us() {
-        let mut peer = Peer::new(Duration::ZERO, MAC, &packet(7, 1, 0), 3);
+        let mut peer = Peer::new(Duration::ZERO, Path::Direct, &packet(7, 1, 0), 3);
         let us_id = us();
         let listed = Heard { id: us_id, age: Duration::ZERO };
         for (sequence, from, to, peers, expected) in [
@@ -243,7 +286,8 @@ mod tests {
             (4, 0, us_id, vec![], false),
         ] {
             let heard = HeardRange { all: 9, from, to, peers };
-            peer.receive(Duration::ZERO, MAC, &Packet { heard, ..packet(7, sequence, 0) }, us()).expect("a new packet");
+            peer.receive(Duration::ZERO, Path::Direct, &Packet { heard, ..packet(7, sequence, 0) }, us())
+                .expect("a new packet");
             assert_eq!(peer.lists_us, expected, "{sequence}");
         }
     }

@@ -20,8 +20,13 @@
 //!      bits (1)                                       the sender's claims have 1 << bits buckets
 //!      digests (4 each, 1 << bits of them)            in a Hello only
 //!      count (2), pages: from (4), to (4), IPv4 (2), IPv6 (2), then claims: address (4 or 16), epoch (8)
-//!      length (1), trailer: for additions of later versions
+//!      length (1), trailer: additions, each with its kind (1), length (1) and content
 //! ```
+//!
+//! Addition 1 has the requests for relays ([`crate::peers::relay`]): relay (4), id (4), whether it is served (1).
+//!
+//! A third kind of packet forwards a packet of another speaker: the first 39 bytes are those of the relay, with the
+//! routine flag of the forwarded packet, which follows whole. Speakers that do not know this kind drop it.
 //!
 //! An *id* is the short form of an incarnation ([`id`](crate::wire::hello::id)). If 1,000 speakers on a link start, two
 //! of them have the same id with a probability of 1 in 8,600. Then a peer that hears one of these two seems to hear
@@ -29,7 +34,7 @@
 //!
 //! The three highest bits of an epoch are flags of the claim, from the highest one on: it is backed, it has ended, its
 //! owner cedes the address. A packet of another version is dropped and counted. A change that old speakers cannot read
-//! needs a new version. During an upgrade, speakers must send both versions. Unknown flags and a trailer are ignored.
+//! needs a new version. During an upgrade, speakers must send both versions. Unknown flags and additions are ignored.
 //! The whole packet is sealed ([`crate::wire::seal`]).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -38,6 +43,11 @@ use std::time::Duration;
 use crate::ownership::claims::{Claim, MAX_BITS, MAX_EPOCH, Page};
 use crate::wire::hello::{BucketRequest, Echo, Heard, HeardRange, Packet};
 use crds::MacAddr;
+use relayed::{decode_trailer, encode_trailer};
+
+mod relayed;
+
+pub use relayed::{MAX_RELAY_REQUESTS, RELAY_OVERHEAD, trailer_size};
 
 /// The maximum size of a packet. It fits an MTU of 1500 with room for tunnels and a trailer.
 pub const MAX_PAYLOAD: usize = 1400;
@@ -86,6 +96,7 @@ pub mod size {
     pub const ECHO: usize = 4 + 4;
     pub const PROBED: usize = 4;
     pub const BUCKET_REQUEST: usize = 4 + 16;
+    pub const RELAY_REQUEST: usize = 4 + 4 + 1;
     pub const DIGEST: usize = 4;
 }
 
@@ -134,7 +145,7 @@ impl Packet {
         for page in &self.pages {
             encode_page(page, &mut out);
         }
-        out.push(0);
+        encode_trailer(&self.relay_requests, &mut out);
         out
     }
 
@@ -172,6 +183,11 @@ impl Packet {
         let cluster = read_cluster(bytes)?;
         let mut input = Input(bytes);
         let [_, _, _, kind] = input.take()?;
+        let is_hello = match kind {
+            HELLO => true,
+            PART => false,
+            _ => return Err(DecodeError::Invalid("kind")),
+        };
         let (_, incarnation, sequence) = (input.u64()?, input.u64()?, input.u64()?);
         let part = input.u16()?;
         let interval = Duration::from_millis(input.u16()?.into());
@@ -194,14 +210,11 @@ impl Packet {
         if bits > MAX_BITS {
             return Err(DecodeError::Invalid("number of buckets"));
         }
-        let digests = match kind {
-            HELLO => Some((0..1 << bits).map(|_| input.u32()).collect::<Result<_, _>>()?),
-            PART => None,
-            _ => return Err(DecodeError::Invalid("kind")),
-        };
+        let read_digests = |input: &mut Input<'_>| (0..1 << bits).map(|_| input.u32()).collect::<Result<_, _>>();
+        let digests = if is_hello { Some(read_digests(&mut input)?) } else { None };
         let pages = input.list(decode_page)?;
         let [trailer] = input.take()?;
-        input.slice(trailer.into())?;
+        let relay_requests = decode_trailer(input.slice(trailer.into())?);
         if !input.0.is_empty() {
             return Err(DecodeError::Invalid("trailing data"));
         }
@@ -209,7 +222,7 @@ impl Packet {
         #[rustfmt::skip]
         let packet = Self {
             cluster, node, mac, link, incarnation, sequence, part, interval, leaving, blind, routine, heard, echoes,
-            probed, bucket_requests, bits, digests, pages,
+            probed, bucket_requests, relay_requests, bits, digests, pages,
         };
         Ok(packet)
     }
@@ -319,6 +332,7 @@ impl<'a> Input<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::hello::{Message, RelayRequest};
     use proptest::collection::vec;
     use proptest::prelude::*;
 
@@ -360,19 +374,24 @@ mod tests {
             probed in vec(any::<u32>(), 0..3),
             bucket_requests in vec(any::<(u32, u128)>().prop_map(|(id, buckets)| BucketRequest { id, buckets }), 0..4),
             digests in proptest::option::of(vec(any::<u32>(), 1usize << bits)),
+            relay_requests in vec(relay_request(), 0..=MAX_RELAY_REQUESTS),
             bits in Just(bits),
             pages in vec(page(), 0..4),
         ) -> Packet {
             #[rustfmt::skip]
             let packet = Packet {
                 cluster, node, mac, link, incarnation, sequence, part, interval, leaving, blind, routine, heard, echoes,
-                probed, bucket_requests, bits, digests, pages,
+                probed, bucket_requests, relay_requests, bits, digests, pages,
             };
             packet
         }
     }
 
-    fn example() -> Packet {
+    fn relay_request() -> impl Strategy<Value = RelayRequest> {
+        any::<(u32, u32, bool)>().prop_map(|(relay, id, is_served)| RelayRequest { relay, id, is_served })
+    }
+
+    pub(super) fn example() -> Packet {
         let claim = Claim { epoch: 3, backed: true, active: true, retained: true };
         Packet {
             cluster: 0x0102_0304_0506_0708,
@@ -395,6 +414,7 @@ mod tests {
             echoes: vec![Echo { id: 13, sequence: 14 }],
             probed: vec![15],
             bucket_requests: vec![BucketRequest { id: 11, buckets: 1 }],
+            relay_requests: vec![],
             bits: 0,
             digests: Some(vec![0xaabb_ccdd]),
             pages: vec![Page { from: 0, to: u32::MAX, claims: vec![("192.0.2.1".parse().expect("address"), claim)] }],
@@ -471,8 +491,8 @@ mod tests {
             let mut bytes = packet.encode();
             let at = at.index(bytes.len());
             bytes[at] = byte;
-            let _ = Packet::decode(&bytes);
-            let _ = Packet::decode(&bytes[..end.index(bytes.len())]);
+            let _ = Message::decode(&bytes);
+            let _ = Message::decode(&bytes[..end.index(bytes.len())]);
         }
     }
 }

@@ -46,6 +46,8 @@ pub struct Packet {
     pub probed: Vec<u32>,
     /// The buckets of claims that the sender requests from its peers.
     pub bucket_requests: Vec<BucketRequest>,
+    /// The silent peers whose packets the sender requests from other speakers.
+    pub relay_requests: Vec<RelayRequest>,
     /// The number of hash bits that select the bucket of a claim.
     pub bits: u8,
     /// The digests of the sender's claims, `1 << bits` of them; `None` in a part of a Hello.
@@ -88,6 +90,37 @@ pub struct Echo {
     pub id: u32,
     /// The low bits of the sequence of that packet.
     pub sequence: u32,
+}
+
+/// A request to forward the packets of a peer that the sender does not hear.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RelayRequest {
+    /// The speaker that should forward them: it has reported that it hears the peer.
+    pub relay: u32,
+    /// The peer.
+    pub id: u32,
+    /// Whether the sender has received such a packet within a window of the peer. Then the sender knows the claims of
+    /// the peer, as if it heard the peer itself.
+    pub is_served: bool,
+}
+
+/// A packet that another speaker forwards, the relay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RelayedPacket {
+    /// The incarnation of the relay.
+    pub incarnation: u64,
+    /// The sequence of the last Hello of the relay. It shows that the relay has forwarded the packet just now.
+    pub sequence: u64,
+    /// The relay's MAC address on the link. The frame must come from it.
+    pub mac: MacAddr,
+    pub packet: Packet,
+}
+
+/// The content of a datagram.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    Packet(Packet),
+    Relayed(RelayedPacket),
 }
 
 /// A request for claims of a peer.

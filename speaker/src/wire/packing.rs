@@ -1,7 +1,7 @@
 //! How the content of a Hello is divided into packets.
 
 use crate::ownership::claims::{self, Page};
-use crate::wire::codec::{PAGE_OVERHEAD, size};
+use crate::wire::codec::{PAGE_OVERHEAD, size, trailer_size};
 use crate::wire::hello::{self, Heard, HeardRange, Packet};
 
 /// The maximum number of packets of one Hello: its parts and the Hello itself.
@@ -14,6 +14,8 @@ pub struct PeerLists {
     pub heard: Vec<Heard>,
     pub echoes: Vec<hello::Echo>,
     pub bucket_requests: Vec<hello::BucketRequest>,
+    /// At most [`codec::MAX_RELAY_REQUESTS`](crate::wire::codec::MAX_RELAY_REQUESTS). The Hello has room for them.
+    pub relay_requests: Vec<hello::RelayRequest>,
 }
 
 impl PeerLists {
@@ -27,10 +29,11 @@ impl PeerLists {
 /// Packs the content into packets. Each has at most `room` bytes of content, and the Hello is the last one. `empty` is
 /// the packet without content.
 pub fn pack(empty: Packet, digests: Vec<u32>, lists: PeerLists, pages: Vec<Page>, room: usize) -> Vec<Packet> {
-    let mut left = room - digests.len() * size::DIGEST;
+    let mut left = room - digests.len() * size::DIGEST - trailer_size(lists.relay_requests.len());
     let all = u16::try_from(lists.heard.len()).unwrap_or(u16::MAX);
     let mut hello = Packet { digests: Some(digests), ..empty.clone() };
     hello.heard.all = all;
+    hello.relay_requests = lists.relay_requests.clone();
     let mut parts: Vec<Packet> = Vec::new();
     if lists.size() <= left {
         left -= lists.size();
@@ -144,6 +147,7 @@ mod tests {
             echoes: vec![],
             probed: vec![],
             bucket_requests: vec![],
+            relay_requests: vec![],
             bits: 7,
             digests: None,
             pages: vec![],
@@ -158,14 +162,17 @@ mod tests {
             ids in btree_set(any::<u32>(), 0..800),
             echoes in 0u32..400,
             requests in 0u32..200,
+            relays in 0..=codec::MAX_RELAY_REQUESTS,
             pages in vec(0u32..70, 0..40),
             id in any::<u32>(),
         ) {
             let heard: Vec<Heard> = ids.iter().map(|id| Heard { id: *id, age: Duration::ZERO }).collect();
+            let request = hello::RelayRequest { relay: 1, id: 2, is_served: true };
             let lists = PeerLists {
                 heard,
                 echoes: (0..echoes).map(|id| hello::Echo { id, sequence: 0 }).collect(),
                 bucket_requests: (0..requests).map(|id| hello::BucketRequest { id, buckets: 1 }).collect(),
+                relay_requests: vec![request; relays],
             };
             let claim = claims::Claim { epoch: 1, backed: true, active: true, retained: true };
             let claims = |n: u32| (0..n).map(|n| (IpAddr::from(n.to_be_bytes()), claim)).collect();

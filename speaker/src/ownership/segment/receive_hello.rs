@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::{Context, Segment};
 use crate::metrics::Event;
 use crate::peers::handshake;
-use crate::peers::liveness::{MAX_VOUCHERS_PROBED, PeerState};
-use crate::peers::peer::Peer;
+use crate::peers::liveness::MAX_VOUCHERS_PROBED;
+use crate::peers::peer::{Path, Peer};
 use crate::wire::hello::{self, Packet};
 use crds::MacAddr;
 
@@ -44,7 +44,7 @@ impl Segment {
         match self.admission_of(now, packet) {
             Admission::Known => {}
             Admission::New => {
-                if !self.admit(context, mac, packet) {
+                if !self.admit(context, Path::Direct, packet) {
                     return;
                 }
             }
@@ -57,14 +57,27 @@ impl Segment {
             }
             Admission::Replayed => return dropped.replayed += 1,
         }
+        if !self.apply_packet(context, Path::Direct, packet) {
+            return context.counters.dropped.replayed += 1;
+        }
+        if let Some(peer) = self.peers.get_mut(&packet.node) {
+            peer.record_address(address);
+        }
+        self.record_vouchers(now, packet);
+        self.receive_relay_requests(now, packet);
+        self.forward(context, packet);
+    }
+
+    /// Applies a packet of a known peer. Returns whether the packet was new.
+    pub(super) fn apply_packet(&mut self, context: &mut Context, path: Path, packet: &Packet) -> bool {
+        let now = context.now;
         let peer = self.peers.get_mut(&packet.node).expect("invariant: the peer is known, or was just admitted");
         let before = (peer.can_take_over(), peer.is_serving(), peer.unread_buckets);
-        let was_heard = peer.liveness.is_heard(now);
+        let was_heard = peer.liveness.is_heard(now) || peer.liveness.is_relayed(now);
         let renamed = peer.link != packet.link;
-        let Some(changed) = peer.receive(now, mac, packet, hello::id(self.hello_sender.incarnation)) else {
-            return context.counters.dropped.replayed += 1;
+        let Some(changed) = peer.receive(now, path, packet, hello::id(self.hello_sender.incarnation)) else {
+            return false;
         };
-        peer.record_address(address);
         self.dirty.extend(changed);
         context.counters.packets_received += 1;
         let state_changed = peer.liveness.state(now) != peer.state;
@@ -81,11 +94,12 @@ impl Segment {
             // This node could not claim these addresses before. It may be able to, now that it has heard a peer.
             self.dirty.extend(self.orphans.iter().filter(|(_, since)| since.is_none()).map(|(lb_ip, _)| lb_ip));
         }
-        self.record_vouchers(now, packet);
         self.hello_sender.receive_requests(packet);
+        self.record_path(context, path, packet);
         if state_changed {
             self.update_peer_states(context);
         }
+        true
     }
 
     fn admission_of(&self, now: Duration, packet: &Packet) -> Admission {
@@ -110,12 +124,12 @@ impl Segment {
     }
 
     /// Adds a new peer or incarnation. Returns whether there was room for it.
-    fn admit(&mut self, context: &mut Context, mac: MacAddr, packet: &Packet) -> bool {
+    pub(super) fn admit(&mut self, context: &mut Context, path: Path, packet: &Packet) -> bool {
         let (now, multiplier) = (context.now, context.config.multiplier);
         let is_full = self.peers.len() >= MAX_PEERS;
         match self.peers.entry(packet.node.clone()) {
             Entry::Occupied(mut known) => {
-                self.dirty.extend(known.get_mut().restart(now, mac, packet, multiplier));
+                self.dirty.extend(known.get_mut().restart(now, path, packet, multiplier));
                 // The former incarnation may have been leaving or blind. Then the new one may be the first that can
                 // take these addresses over.
                 self.dirty.extend(self.orphans.keys().chain(self.ceding.keys()));
@@ -125,9 +139,12 @@ impl Segment {
                 return false;
             }
             Entry::Vacant(place) => {
-                place.insert(Peer::new(now, mac, packet, multiplier));
+                place.insert(Peer::new(now, path, packet, multiplier));
             }
         }
+        let freed = self.conflicts.forget_hosts(packet.mac);
+        context.reports_changed |= !freed.is_empty();
+        self.dirty.extend(freed);
         self.handshakes.remove(packet.incarnation);
         // The peer may wait for a proof that this node is alive.
         self.hello_sender.send_soon();
@@ -144,12 +161,12 @@ impl Segment {
         }
     }
 
-    /// Probes peers whose Hello is late, if few other peers can vouch for them.
+    /// Probes peers whose Hello is late, if few other peers can vouch for them, until their window ends.
     pub(super) fn probe_late_peers(&mut self, now: Duration) {
         if self.live_peers > MAX_VOUCHERS_PROBED + 1 {
             return;
         }
-        let present = self.peers.values_mut().filter(|peer| peer.state != PeerState::Dead);
+        let present = self.peers.values_mut().filter(|peer| peer.is_probed(now));
         for peer in present.filter(|peer| peer.liveness.probe_due() <= now) {
             self.hello_sender.probes.push(hello::id(peer.incarnation));
             peer.liveness.record_probe(now);
@@ -160,7 +177,7 @@ impl Segment {
     /// Hello, so that the loop does not wake for them.
     pub(super) fn next_probe(&self, now: Duration) -> Option<Duration> {
         let few = self.live_peers <= MAX_VOUCHERS_PROBED + 1;
-        let present = self.peers.values().filter(|peer| few && peer.state != PeerState::Dead);
+        let present = self.peers.values().filter(|peer| few && peer.is_probed(now));
         let late = present.filter(|peer| peer.liveness.age(now) >= peer.liveness.interval);
         late.map(|peer| peer.liveness.probe_due()).min()
     }
@@ -168,12 +185,18 @@ impl Segment {
     /// Records when the sender of `packet` last heard each peer.
     fn record_vouchers(&mut self, now: Duration, packet: &Packet) {
         let heard = &packet.heard.peers;
+        let (voucher, own_id) = (hello::id(packet.incarnation), hello::id(self.hello_sender.incarnation));
+        let mut known = usize::from(heard.binary_search_by_key(&own_id, |heard| heard.id).is_ok());
         for other in self.peers.values_mut() {
             let id = hello::id(other.incarnation);
             // The list is sorted by id. A peer that sends an unsorted list vouches for none.
             if let Ok(at) = heard.binary_search_by_key(&id, |heard| heard.id) {
-                other.liveness.record_voucher(now.saturating_sub(heard[at].age));
+                other.record_voucher(now, voucher, now.saturating_sub(heard[at].age));
+                known += 1;
             }
+        }
+        if known < heard.len() {
+            self.record_unknown_speakers(now, voucher, packet);
         }
         for heard in heard {
             self.handshakes.record_voucher(heard.id, now.saturating_sub(heard.age));

@@ -27,7 +27,7 @@ impl Segment {
         if self.hello_sender.interval.update(&context.config, self.live_peers + 1) {
             self.hello_sender.send_soon();
         }
-        let lists = self.peer_lists(context.now);
+        let lists = self.peer_lists(context);
         let mut packets = self.hello_sender.packets(context, &self.link, &mut self.own_claims, lists);
         if let Some(hello) = packets.last_mut() {
             // Peers count a node that reports no heard peer as deaf. This node hears other hosts, so it reports one
@@ -45,7 +45,8 @@ impl Segment {
         self.expire(context);
     }
 
-    fn peer_lists(&self, now: Duration) -> PeerLists {
+    fn peer_lists(&mut self, context: &Context) -> PeerLists {
+        let (now, relay_requests) = (context.now, self.relay_requests(context));
         let present = || self.peers.values().filter(|peer| peer.state != PeerState::Dead);
         let id = |peer: &Peer| hello::id(peer.incarnation);
         let heard = present().filter(|peer| peer.liveness.is_heard(now));
@@ -58,7 +59,8 @@ impl Segment {
         let echoes = self.handshakes.echoes(now).chain(unsure).collect();
         let unread = present().filter(|peer| peer.unread_buckets != 0);
         let request = |peer: &Peer| hello::BucketRequest { id: id(peer), buckets: peer.unread_buckets };
-        PeerLists { heard, echoes, bucket_requests: unread.map(request).collect() }
+        let bucket_requests = unread.map(request).collect();
+        PeerLists { heard, echoes, bucket_requests, relay_requests }
     }
 
     /// Sends a last Hello without claims, so that peers take over at once and do not count this node as dead.

@@ -41,11 +41,7 @@ async fn invariants_hold_during_faults_of_the_lan() -> Result<()> {
     let mut scenes = Scenes::new(&world);
     scenes.add(an_isolated_owner_is_replaced_within_250_ms);
     scenes.add(an_owner_cut_in_one_direction_is_replaced);
-    scenes.add_known_defect(
-        two_nodes_that_a_third_hears_keep_their_addresses,
-        Invariant::I6,
-        "A node for which a peer vouches is dead after a second: each of the two takes the addresses of the other.",
-    );
+    scenes.add(two_nodes_that_a_third_hears_keep_their_addresses);
     scenes.add_known_defect(
         blocked_hellos_leave_one_owner,
         Invariant::I6,
@@ -155,10 +151,13 @@ async fn two_nodes_that_a_third_hears_keep_their_addresses(scene: &Scene<'_>) ->
     let address = create_service(scene, 203).await?;
     let owner = wait_for_owner(scene, address, None).await?;
     let other = NODES.into_iter().find(|node| *node != owner).context("another node")?;
+    // The third node forwards the Hellos of both.
     let cut = scene.world.cut_pair(&owner, other)?;
-    tokio::time::sleep(WATCHED).await;
+    let during = find_moves(scene, address, &owner).await?;
     cut.heal()?;
-    wait_for_owner(scene, address, None).await.map(drop)
+    let after = find_moves(scene, address, &owner).await?;
+    ensure!(during.is_empty() && after.is_empty(), "during the cut: {during:?}; after it: {after:?}");
+    Ok(())
 }
 
 async fn blocked_hellos_leave_one_owner(scene: &Scene<'_>) -> Result<()> {
