@@ -48,8 +48,8 @@ use crate::metrics::Metrics;
 use crate::metrics::latency::WaitingServices;
 use crate::plan::Plan;
 use crate::plan::backoff::{Backoff, Transition};
-use crate::plan::effect::{Event, Subject};
-use crate::plan::queue::{DeferredBudget, Queue};
+use crate::plan::effect::{Event, Series, Subject};
+use crate::plan::queue::{DEFERRABLE_CONCURRENCY, DeferredBudget, Queue};
 use crate::state::index::{ClusterIndex, Obstacle};
 use crate::state::stores::Stores;
 use crate::status::reason::EventReason;
@@ -57,9 +57,6 @@ use crate::status::reason::EventReason;
 /// Maximum number of series in flight: enough to keep an API server busy, and below its limit for the writes of one
 /// client.
 const CONCURRENCY: usize = 64;
-
-/// Maximum number of deferrable series among them.
-const DEFERRABLE_CONCURRENCY: usize = 8;
 
 /// The maximum number of Services in one plan. Such a plan takes about a millisecond.
 const SERVICES_PER_PLAN: usize = 64;
@@ -363,15 +360,10 @@ impl Worker {
     fn start_ready(&mut self, cluster: &mut ClusterIndex) {
         let now = Instant::now().into_std();
         while self.tasks.len() < CONCURRENCY
-            && let allow_deferrable = self.deferrable.len() < DEFERRABLE_CONCURRENCY
-            && self.budget.is_available(now)
-            && let Some(series) = self.queue.pop(now, allow_deferrable, |subject| self.backoff.not_before(subject, now))
+            && let Some(series) = self.next_series(now)
         {
             if series.is_deferrable() {
-                self.budget.spend();
                 self.deferrable.insert(series.subject.clone());
-            } else {
-                self.budget.record_urgent(now);
             }
             cluster.start_series(&series);
             let applier = self.applier.clone();
@@ -380,6 +372,12 @@ impl Worker {
                 (series.subject, result)
             });
         }
+    }
+
+    /// Removes the next series that may start from the queue.
+    fn next_series(&mut self, now: std::time::Instant) -> Option<Series> {
+        let Self { queue, budget, backoff, .. } = self;
+        budget.pop(queue, now, self.deferrable.len(), |subject| backoff.not_before(subject, now))
     }
 
     /// When the next delayed or deferrable series may start; `None` if no series waits, or if too many are in flight.

@@ -27,6 +27,9 @@ const IDLE_INTERVAL: Duration = Duration::from_millis(5);
 /// The interval while busy: 20 per second. An API server takes some hundreds of writes per second.
 const BUSY_INTERVAL: Duration = Duration::from_millis(50);
 
+/// Maximum number of deferrable series among them.
+pub(crate) const DEFERRABLE_CONCURRENCY: usize = 8;
+
 /// Planned series that have not started.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
@@ -121,19 +124,38 @@ impl DeferredBudget {
     }
 
     /// Records the start of an urgent series.
-    pub(crate) fn record_urgent(&mut self, now: Instant) {
+    fn record_urgent(&mut self, now: Instant) {
         self.credit(now);
         self.last_urgent = Some(now);
     }
 
+    /// Removes the next series that may start from the queue, and counts its start. A deferrable series needs a token,
+    /// and fewer than [`DEFERRABLE_CONCURRENCY`] such series in flight. An urgent series needs neither.
+    pub(crate) fn pop(
+        &mut self,
+        queue: &mut Queue,
+        now: Instant,
+        deferrable_in_flight: usize,
+        not_before: impl Fn(&Subject) -> Option<Instant>,
+    ) -> Option<Series> {
+        let allow_deferrable = deferrable_in_flight < DEFERRABLE_CONCURRENCY && self.is_available(now);
+        let series = queue.pop(now, allow_deferrable, not_before)?;
+        if series.is_deferrable() {
+            self.spend();
+        } else {
+            self.record_urgent(now);
+        }
+        Some(series)
+    }
+
     /// Whether a deferrable series may start now.
-    pub(crate) fn is_available(&mut self, now: Instant) -> bool {
+    fn is_available(&mut self, now: Instant) -> bool {
         self.credit(now);
         self.bucket.has_token()
     }
 
     /// Records the start of a deferrable series.
-    pub(crate) fn spend(&mut self) {
+    fn spend(&mut self) {
         self.bucket.take();
     }
 
@@ -213,18 +235,35 @@ mod tests {
         );
     }
 
+    fn deferrable(name: &str) -> Series {
+        let patch = ServicePatch {
+            key: Key::new("default", name),
+            resource_version: 7,
+            finalizers: None,
+            ingress: None,
+            conditions: None,
+        };
+        Series { subject: Subject::Service(patch.key.clone()), effects: vec![Effect::PatchConditions(patch)] }
+    }
+
+    #[test]
+    fn urgent_series_start_without_a_token() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        let mut budget = DeferredBudget::new(now);
+        (0..40).for_each(|n| queue.push(deferrable(&format!("web-{n}"))));
+        let started = std::iter::from_fn(|| budget.pop(&mut queue, now, 0, |_| None)).count();
+        assert_eq!(started, BURST as usize, "all tokens are spent");
+        for n in 0..100 {
+            let urgent = series(&format!("pool-{n}"), "192.0.2.1");
+            queue.push(urgent.clone());
+            let started = budget.pop(&mut queue, now, DEFERRABLE_CONCURRENCY, |_| None);
+            assert_eq!(started, Some(urgent), "{n}");
+        }
+        assert_eq!(budget.pop(&mut queue, now, 0, |_| None), None);
+    }
+
     #[test]
     fn deferrable_series_start_after_all_others() {
-        let deferrable = |name: &str| {
-            let patch = ServicePatch {
-                key: Key::new("default", name),
-                resource_version: 7,
-                finalizers: None,
-                ingress: None,
-                conditions: None,
-            };
-            Series { subject: Subject::Service(patch.key.clone()), effects: vec![Effect::PatchConditions(patch)] }
-        };
         let (mut queue, now) = (Queue::default(), Instant::now());
         queue.push(deferrable("web"));
         queue.push(deferrable("db"));
