@@ -268,7 +268,7 @@ fn answer(cluster: &mut ClusterIndex, series: &Series, services: &mut [Service])
                 };
                 cluster.set_record(*lb_ip, Some(Arc::new(record)), false, now());
             }
-            Effect::PatchService(patch) | Effect::PatchConditions(patch) => {
+            Effect::PatchService(patch) | Effect::PatchConditions(patch) | Effect::ReportRefusal(patch) => {
                 let index = services.binary_search_by(|service| service.key.cmp(&patch.key)).expect("a Service");
                 let service = &mut services[index];
                 service.resource_version += 1;

@@ -89,15 +89,18 @@ impl ClusterIndex {
             self.emit(&mut plan, Subject::Record(lb_ip), effects);
         }
         for service in released {
-            let effects = self.release_effects(&service);
+            let effects = self.report_refused_write(&service, self.release_effects(&service), now);
             self.emit(&mut plan, Subject::Service(service.key.clone()), effects);
         }
         for allocation in allocations {
             self.update_unannounced(&allocation, now);
             let mut effects = self.allocation_effects(&allocation, now);
-            if effects.is_empty() && !awaits_record(&allocation) {
+            if awaits_record(&allocation) {
+                effects = self.report_refused_record(&allocation, now);
+            } else if effects.is_empty() {
                 effects = self.condition_effects(&allocation, now);
             }
+            effects = self.report_refused_write(&allocation.service, effects, now);
             self.emit(&mut plan, Subject::Service(allocation.service.key.clone()), effects);
         }
         for name in std::mem::take(&mut self.dirty.pools) {
@@ -256,6 +259,7 @@ impl ClusterIndex {
             return self.dirty.add(subject);
         }
         let series = Series { subject, effects };
+        self.forget_unplanned(&series);
         let collides = self.collides(&series);
         if collides {
             self.dirty.add(series.subject.clone());

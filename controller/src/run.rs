@@ -47,7 +47,7 @@ use crate::apply::events;
 use crate::metrics::Metrics;
 use crate::metrics::latency::WaitingServices;
 use crate::plan::Plan;
-use crate::plan::backoff::{Backoff, Transition};
+use crate::plan::backoff::{AttemptEnd, Backoff, Transition};
 use crate::plan::effect::{Event, Series, Subject};
 use crate::plan::queue::{DEFERRABLE_CONCURRENCY, DeferredBudget, Queue};
 use crate::state::index::{ClusterIndex, Obstacle};
@@ -155,10 +155,7 @@ pub async fn run(client: Client, config: Config, shutdown: impl Future<Output = 
         tokio::select! {
             () = &mut shutdown => break,
             () = listener.wait() => controller.is_changed = true,
-            ended = next_ended(&mut controller.worker) => {
-                controller.cluster.end_series(&ended?);
-                controller.is_changed = true;
-            }
+            ended = next_ended(&mut controller.worker) => controller.end_series(&ended?),
             // The next plan, a delayed series, or a deadline of the index is due.
             () = sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => {
                 controller.is_changed |= controller.cluster.next_deadline().is_some_and(|due| due <= Timestamp::now());
@@ -260,6 +257,16 @@ impl Controller {
         })
     }
 
+    /// Records the answers to the writes of a series, and emits the event about a refusal.
+    fn end_series(&mut self, Ended { series, done, refusal }: &Ended) {
+        let event = self.cluster.record_answers(series, *done, refusal.clone(), Timestamp::now());
+        if let (Some(event), Some(worker)) = (event, &self.worker) {
+            worker.applier.emit_event(&event);
+        }
+        self.cluster.end_series(&series.subject);
+        self.is_changed = true;
+    }
+
     /// Starts series while the limits permit it. Returns the time at which the main loop must continue even without an
     /// event.
     fn start_ready(&mut self) -> Option<Instant> {
@@ -303,7 +310,7 @@ fn instant_after(time: Timestamp) -> Instant {
 }
 
 /// Waits for the end of a series in flight. If there is no worker or no such series, it never returns. Cancel safe.
-async fn next_ended(worker: &mut Option<Worker>) -> Result<Subject, JoinError> {
+async fn next_ended(worker: &mut Option<Worker>) -> Result<Ended, JoinError> {
     match worker {
         Some(worker) => worker.next_ended().await,
         None => std::future::pending().await,
@@ -324,6 +331,15 @@ fn instance() -> String {
     Some(name.trim()).filter(|name| !name.is_empty()).unwrap_or(events::CONTROLLER).to_owned()
 }
 
+/// A series in flight that has ended.
+struct Ended {
+    series: Series,
+    /// How many of its effects have happened.
+    done: usize,
+    /// The message of the API server, if it refuses the next effect for a reason that lasts.
+    refusal: Option<String>,
+}
+
 /// The series of the lease holder: queued, in flight, and delayed after failures.
 struct Worker {
     applier: Applier,
@@ -331,7 +347,7 @@ struct Worker {
     /// The subjects of deferrable series in flight.
     deferrable: BTreeSet<Subject>,
     budget: DeferredBudget,
-    tasks: JoinSet<(Subject, Result<Progress, Failure>)>,
+    tasks: JoinSet<(Series, usize, Result<Progress, Failure>)>,
     backoff: Backoff,
     next_prune: Instant,
 }
@@ -368,8 +384,8 @@ impl Worker {
             cluster.start_series(&series);
             let applier = self.applier.clone();
             self.tasks.spawn(async move {
-                let result = applier.apply(&series).await;
-                (series.subject, result)
+                let (done, result) = applier.apply(&series).await;
+                (series, done, result)
             });
         }
     }
@@ -388,18 +404,32 @@ impl Worker {
         next.filter(|_| self.tasks.len() < CONCURRENCY).map(Instant::from_std)
     }
 
-    /// Waits for the end of a series in flight, updates the backoff, and returns the subject. If no series is in
-    /// flight, it never returns. Cancel safe.
-    async fn next_ended(&mut self) -> Result<Subject, JoinError> {
+    /// Waits for the end of a series in flight, and updates the backoff. If no series is in flight, it never returns.
+    /// Cancel safe.
+    async fn next_ended(&mut self) -> Result<Ended, JoinError> {
         let Some(ended) = self.tasks.join_next().await else { return std::future::pending().await };
-        let (subject, result) = ended?;
-        let was_deferrable = self.deferrable.remove(&subject);
-        let success = matches!(result, Ok(Progress::Done));
-        let transition = self.backoff.record_end(&subject, success, Instant::now().into_std(), jitter());
+        let (series, done, result) = ended?;
+        let refusal = result.as_ref().err().and_then(Failure::lasting_refusal);
+        self.record_end(&series, result);
+        Ok(Ended { series, done, refusal })
+    }
+
+    /// Updates the backoff, and logs a change.
+    fn record_end(&mut self, series: &Series, result: Result<Progress, Failure>) {
+        let subject = &series.subject;
+        let was_deferrable = self.deferrable.remove(subject);
+        let end = match result {
+            Ok(Progress::Done) if series.is_report() => AttemptEnd::Report,
+            Ok(Progress::Done) => AttemptEnd::Success,
+            _ => AttemptEnd::Failure,
+        };
+        let transition = self.backoff.record_end(subject, end, Instant::now().into_std(), jitter());
         match (result, transition) {
             (Err(failure), _) if failure.is_conflict() => {
                 tracing::debug!(%subject, %failure, "a write conflicted; its subject is planned again")
             }
+            // An event or a condition states it, and the log contains the event.
+            (Err(failure), _) if failure.lasting_refusal().is_some() => {}
             (Err(failure), Transition::Failing) => {
                 tracing::warn!(%subject, error = error_chain(&failure), "a write failed; the controller repeats it");
             }
@@ -407,10 +437,9 @@ impl Worker {
                 tracing::info!(%subject, "writes for this subject succeed again")
             }
             // Repeated deferrable writes only mean that an address moves from node to node.
-            (Ok(Progress::Done), Transition::Contested) if !was_deferrable => drop(self.report_contested(&subject)),
+            (Ok(Progress::Done), Transition::Contested) if !was_deferrable => drop(self.report_contested(subject)),
             _ => {}
         }
-        Ok(subject)
     }
 
     /// Emits an event for a Service to which another client keeps writing.

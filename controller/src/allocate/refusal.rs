@@ -11,6 +11,7 @@ use crds::condition::{MAX_QUOTED, Quoted};
 use crds::service::Family;
 
 use crate::allocate::sharing::Clash;
+use crate::plan::effect::WriteKind;
 use crate::pools::occupied::{NetworkEnd, Occupant};
 use crate::pools::truncated::Truncated;
 use crate::status::reason::RefusalReason;
@@ -50,6 +51,8 @@ pub enum Refusal {
     FamilyMismatch(IpAddr, Vec<Family>),
     /// The Service requires both families, and this one is unavailable.
     DualStackUnavailable(Family, Box<Refusal>),
+    /// The API server refuses this write, with this message.
+    WriteRefused(WriteKind, String),
 }
 
 /// The user of an address.
@@ -87,6 +90,7 @@ impl Refusal {
             Self::SharingConflict(..) => RefusalReason::SharingConflict,
             Self::FamilyMismatch(..) => RefusalReason::FamilyMismatch,
             Self::DualStackUnavailable(..) => RefusalReason::DualStackUnavailable,
+            Self::WriteRefused(..) => RefusalReason::WriteRefused,
         }
     }
 }
@@ -181,6 +185,9 @@ impl fmt::Display for Refusal {
                 "spec.ipFamilyPolicy RequireDualStack requires both families, and no {family} address is available: \
                  {why}; with PreferDualStack, one family is enough"
             ),
+            Self::WriteRefused(kind, answer) => {
+                write!(f, "the API server refuses to {kind}, and the controller repeats the request: {answer}")
+            }
         }
     }
 }

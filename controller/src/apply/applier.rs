@@ -13,6 +13,7 @@ use std::fmt::Debug;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crds::condition::MAX_MESSAGE;
 use crds::service::CONTROLLER_MANAGER;
 use crds::{IPAddressPool, LoadBalancerIP, ResourceVersion, address};
 use k8s_openapi::api::core::v1 as core;
@@ -81,28 +82,47 @@ impl Failure {
     pub(crate) fn is_conflict(&self) -> bool {
         matches!(self, Self::Taken(_) | Self::Changed | Self::Deposed(_))
     }
+
+    /// The message of the API server, if it refuses the request for a reason that lasts: validation, a policy, a
+    /// webhook, a quota or missing permissions. Others are transient, or concern all requests.
+    pub(crate) fn lasting_refusal(&self) -> Option<String> {
+        let Self::Refused { source: kube::Error::Api(status), .. } = self else { return None };
+        let is_transient = matches!(status.code, 401 | 404 | 408 | 409 | 410 | 429);
+        if !(400..500).contains(&status.code) || is_transient {
+            return None;
+        }
+        let text = if status.message.is_empty() { &status.reason } else { &status.message };
+        let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        Some(line.chars().take(MAX_MESSAGE).collect())
+    }
 }
 
 impl Applier {
-    /// Applies the effects in order, up to the first failure.
-    pub(crate) async fn apply(&self, series: &Series) -> Result<Progress, Failure> {
-        for effect in &series.effects {
-            let progress = match effect {
-                Effect::Create { lb_ip, pool, holder, sharing_key } => {
-                    let object = load_balancer_ip(*lb_ip, pool, holder, sharing_key.as_deref());
-                    self.create(&object, *lb_ip).await?
-                }
-                Effect::PatchRecord(patch) => self.patch_record(patch).await?,
-                Effect::Delete { lb_ip, uid, resource_version } => self.delete(*lb_ip, uid, *resource_version).await?,
-                Effect::PatchService(patch) | Effect::PatchConditions(patch) => self.patch_service(patch).await?,
-                Effect::PatchPool(patch) => self.patch_pool(patch).await?,
-                Effect::Event(event) => self.emit_event(event),
-            };
-            if progress == Progress::Waiting {
-                return Ok(Progress::Waiting);
+    /// Applies the effects in order, up to the first failure. Returns how many of them have happened, too.
+    pub(crate) async fn apply(&self, series: &Series) -> (usize, Result<Progress, Failure>) {
+        for (done, effect) in series.effects.iter().enumerate() {
+            let result = self.apply_effect(effect).await;
+            if !matches!(result, Ok(Progress::Done)) {
+                return (done, result);
             }
         }
-        Ok(Progress::Done)
+        (series.effects.len(), Ok(Progress::Done))
+    }
+
+    async fn apply_effect(&self, effect: &Effect) -> Result<Progress, Failure> {
+        match effect {
+            Effect::Create { lb_ip, pool, holder, sharing_key } => {
+                let object = load_balancer_ip(*lb_ip, pool, holder, sharing_key.as_deref());
+                self.create(&object, *lb_ip).await
+            }
+            Effect::PatchRecord(patch) => self.patch_record(patch).await,
+            Effect::Delete { lb_ip, uid, resource_version } => self.delete(*lb_ip, uid, *resource_version).await,
+            Effect::PatchService(patch) | Effect::PatchConditions(patch) | Effect::ReportRefusal(patch) => {
+                self.patch_service(patch).await
+            }
+            Effect::PatchPool(patch) => self.patch_pool(patch).await,
+            Effect::Event(event) => Ok(self.emit_event(event)),
+        }
     }
 
     async fn create(&self, object: &LoadBalancerIP, lb_ip: IpAddr) -> Result<Progress, Failure> {
@@ -341,7 +361,8 @@ mod tests {
         let (client, metrics) = (Client::new(service, "default"), Metrics::default());
         let applier = Applier { client, stores: stores.clone(), fence, metrics, event_tx };
         let series = Series { subject: Subject::Service(Key::new("default", "web")), effects };
-        let result = applier.apply(&series).await.map_err(|failure| failure.to_string());
+        let (_, result) = applier.apply(&series).await;
+        let result = result.map_err(|failure| failure.to_string());
         let requests = requests.lock().expect("no panic").clone();
         (result, requests, stores)
     }
@@ -523,6 +544,29 @@ mod tests {
         let (result, requests, stores) = apply(vec![delete(), patch()], vec![(200, waiting)]).await;
         assert_eq!((result, requests.len()), (Ok(Progress::Waiting), 1));
         assert_eq!(stores.records.get(&ip("192.0.2.9")).map(|record| record.deleting), Some(true));
+    }
+
+    #[tokio::test]
+    async fn lasting_refusals_are_distinguished_from_transient_ones() {
+        for (code, lasts) in [
+            (400, true),
+            (403, true),
+            (422, true),
+            (401, false),
+            (404, false),
+            (409, false),
+            (429, false),
+            (500, false),
+            (503, false),
+        ] {
+            let status = kube::core::Status::failure("denied:\n  no", "Forbidden").with_code(code);
+            let failure = Failure::Refused { action: "", source: kube::Error::Api(status.boxed()) };
+            assert_eq!(failure.lasting_refusal(), lasts.then(|| "denied: no".to_owned()), "{code}");
+        }
+        let long = kube::core::Status::failure(&"ü".repeat(5000), "Invalid").with_code(422);
+        let failure = Failure::Refused { action: "", source: kube::Error::Api(long.boxed()) };
+        assert_eq!(failure.lasting_refusal().map(|text| text.chars().count()), Some(MAX_MESSAGE));
+        assert_eq!(Failure::Unanswered.lasting_refusal(), None);
     }
 
     #[tokio::test]

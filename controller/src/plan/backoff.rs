@@ -42,6 +42,15 @@ struct Attempts {
     writes: u32,
 }
 
+/// How an attempt ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AttemptEnd {
+    Success,
+    Failure,
+    /// It only reported an earlier failure ([`Series::is_report`](crate::plan::effect::Series::is_report)).
+    Report,
+}
+
 /// The transition that the end of an attempt causes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Transition {
@@ -57,25 +66,32 @@ pub(crate) enum Transition {
 impl Backoff {
     /// Records the end of an attempt. `jitter` (0 to 1) keeps subjects that failed together from being tried again
     /// together.
-    pub(crate) fn record_end(&mut self, subject: &Subject, success: bool, now: Instant, jitter: f64) -> Transition {
+    pub(crate) fn record_end(&mut self, subject: &Subject, end: AttemptEnd, now: Instant, jitter: f64) -> Transition {
         let before = self.0.remove(subject);
         let (failed, written) = before.as_ref().map_or((0, 0), |before| {
             (before.failures, if now.duration_since(before.ended) < QUIET_AFTER { before.writes } else { 0 })
         });
-        let (failures, writes) = if success { (0, written + 1) } else { (failed + 1, written) };
-        let delay = match subject {
-            _ if !success => add_jitter(DELAYS.delay_after(failures), jitter),
+        let (failures, writes) = match end {
+            AttemptEnd::Success => (0, written + 1),
+            AttemptEnd::Failure => (failed + 1, written),
+            AttemptEnd::Report => (failed, written + 1),
+        };
+        let delay_after = |count: u32| add_jitter(DELAYS.delay_after(count), jitter);
+        let after_failures = if failures > 0 { delay_after(failures) } else { Duration::ZERO };
+        let after_writes = match subject {
+            _ if end == AttemptEnd::Failure => Duration::ZERO,
             Subject::Pool(_) => POOL_DELAY,
             // Many Services may join one record, each with a write.
             Subject::Record(_) if writes > FREE_WRITES => FIRST_DELAY,
-            _ if writes > FREE_WRITES => add_jitter(DELAYS.delay_after(writes - FREE_WRITES), jitter),
+            _ if writes > FREE_WRITES => delay_after(writes - FREE_WRITES),
             _ => Duration::ZERO,
         };
+        let delay = after_failures.max(after_writes);
         self.0.insert(subject.clone(), Attempts { ended: now, delay, failures, writes });
         match (failed, failures) {
             (0, 1) => Transition::Failing,
             (2.., 0) => Transition::Recovered,
-            _ if success && writes == 2 * FREE_WRITES && matches!(subject, Subject::Service(_)) => {
+            _ if end != AttemptEnd::Failure && writes == 2 * FREE_WRITES && matches!(subject, Subject::Service(_)) => {
                 Transition::Contested
             }
             _ => Transition::None,
@@ -112,27 +128,46 @@ mod tests {
         let mut transitions = Vec::new();
         let mut delays = Vec::new();
         for _ in 0..12 {
-            transitions.push(backoff.record_end(&web(), false, now, 1.0));
+            transitions.push(backoff.record_end(&web(), AttemptEnd::Failure, now, 1.0));
             delays.push(backoff.not_before(&web(), now).map(|until| (until - now).as_millis()));
         }
         assert_eq!(transitions[..2], [Transition::Failing, Transition::None]);
         assert_eq!(delays[..3], [Some(50), Some(100), Some(200)]);
         assert_eq!(delays[11], Some(30_000));
-        assert_eq!(backoff.record_end(&web(), true, now, 1.0), Transition::Recovered);
+        assert_eq!(backoff.record_end(&web(), AttemptEnd::Success, now, 1.0), Transition::Recovered);
         assert_eq!(backoff.not_before(&web(), now), None);
+    }
+
+    #[test]
+    fn report_neither_ends_nor_shortens_a_delay() {
+        let (mut backoff, mut now) = (Backoff::default(), Instant::now());
+        for _ in 0..3 {
+            backoff.record_end(&web(), AttemptEnd::Failure, now, 1.0);
+        }
+        // Another client undoes each report.
+        let mut delays = Vec::new();
+        for _ in 0..=FREE_WRITES + 4 {
+            assert_eq!(backoff.record_end(&web(), AttemptEnd::Report, now, 1.0), Transition::None);
+            let until = backoff.not_before(&web(), now).expect("a delay");
+            delays.push((until - now).as_millis());
+            now = until;
+        }
+        assert_eq!(delays[..FREE_WRITES as usize], [200; FREE_WRITES as usize]);
+        assert_eq!(delays[FREE_WRITES as usize..], [200, 200, 200, 400, 800]);
+        assert_eq!(backoff.record_end(&web(), AttemptEnd::Success, now, 1.0), Transition::Recovered);
     }
 
     #[test]
     fn repeated_writes_are_delayed_until_a_quiet_period() {
         let (mut backoff, mut now) = (Backoff::default(), Instant::now());
         for write in 1..=2 * FREE_WRITES {
-            let transition = backoff.record_end(&web(), true, now, 1.0);
+            let transition = backoff.record_end(&web(), AttemptEnd::Success, now, 1.0);
             assert_eq!(backoff.not_before(&web(), now).is_some(), write > FREE_WRITES, "write {write}");
             assert_eq!(transition, if write == 2 * FREE_WRITES { Transition::Contested } else { Transition::None });
             now += Duration::from_millis(10);
         }
         now += QUIET_AFTER;
-        backoff.record_end(&web(), true, now, 1.0);
+        backoff.record_end(&web(), AttemptEnd::Success, now, 1.0);
         assert_eq!(backoff.not_before(&web(), now), None);
     }
 
@@ -141,7 +176,7 @@ mod tests {
         let (mut backoff, mut now) = (Backoff::default(), Instant::now());
         let address = Subject::Record("192.0.2.1".parse().expect("an address"));
         for write in 1..=40 {
-            assert_eq!(backoff.record_end(&address, true, now, 1.0), Transition::None, "write {write}");
+            assert_eq!(backoff.record_end(&address, AttemptEnd::Success, now, 1.0), Transition::None, "write {write}");
             let until = backoff.not_before(&address, now);
             assert_eq!(until, (write > FREE_WRITES).then(|| now + FIRST_DELAY));
             now += Duration::from_millis(60);
@@ -152,7 +187,7 @@ mod tests {
     fn pool_is_written_at_intervals() {
         let (mut backoff, now) = (Backoff::default(), Instant::now());
         let pool = Subject::Pool("lan".into());
-        backoff.record_end(&pool, true, now, 1.0);
+        backoff.record_end(&pool, AttemptEnd::Success, now, 1.0);
         assert_eq!(backoff.not_before(&pool, now), Some(now + POOL_DELAY));
         assert_eq!(backoff.not_before(&pool, now + POOL_DELAY), None);
     }
@@ -160,8 +195,8 @@ mod tests {
     #[test]
     fn prune_keeps_recent_and_pending_subjects() {
         let (mut backoff, now) = (Backoff::default(), Instant::now());
-        backoff.record_end(&web(), false, now, 1.0);
-        backoff.record_end(&Subject::Pool("lan".into()), true, now, 1.0);
+        backoff.record_end(&web(), AttemptEnd::Failure, now, 1.0);
+        backoff.record_end(&Subject::Pool("lan".into()), AttemptEnd::Success, now, 1.0);
         backoff.prune(now, |_| false);
         assert_eq!(backoff.0.len(), 2);
         backoff.prune(now + QUIET_AFTER, |_| true);

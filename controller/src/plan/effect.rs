@@ -39,6 +39,11 @@ pub struct Series {
 }
 
 impl Series {
+    /// Whether it only reports that the API server refuses a write of its Service.
+    pub fn is_report(&self) -> bool {
+        self.effects.iter().any(|effect| matches!(effect, Effect::ReportRefusal(_)))
+    }
+
     /// Whether it only writes conditions about the network, or the new pool of a record. All other series start first.
     pub fn is_deferrable(&self) -> bool {
         match self.effects.first() {
@@ -72,17 +77,55 @@ pub enum Effect {
     PatchService(ServicePatch),
     /// The same write if only the conditions `Announced` and `Forwarding` change.
     PatchConditions(ServicePatch),
+    /// The same write if only the condition `Allocated` changes, because the API server refuses another write.
+    ReportRefusal(ServicePatch),
     PatchPool(PoolPatch),
     Event(Event),
 }
 
+/// The kind of a write, with the address of its record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteKind {
+    CreateRecord(IpAddr),
+    PatchRecord(IpAddr),
+    DeleteRecord(IpAddr),
+    PatchService,
+    PatchPool,
+}
+
+/// The rest of a sentence that starts with `the API server refuses to`.
+impl fmt::Display for WriteKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CreateRecord(lb_ip) => write!(f, "create LoadBalancerIP {lb_ip}"),
+            Self::PatchRecord(lb_ip) => write!(f, "change LoadBalancerIP {lb_ip}"),
+            Self::DeleteRecord(lb_ip) => write!(f, "delete LoadBalancerIP {lb_ip}"),
+            Self::PatchService => f.write_str("change the status of this Service"),
+            Self::PatchPool => f.write_str("change the status of this IPAddressPool"),
+        }
+    }
+}
+
 impl Effect {
+    /// `None` for an event: if it cannot be written, nothing depends on it.
+    pub fn write_kind(&self) -> Option<WriteKind> {
+        match self {
+            Self::Create { lb_ip, .. } => Some(WriteKind::CreateRecord(*lb_ip)),
+            Self::PatchRecord(patch) => Some(WriteKind::PatchRecord(patch.lb_ip)),
+            Self::Delete { lb_ip, .. } => Some(WriteKind::DeleteRecord(*lb_ip)),
+            Self::PatchService(_) | Self::PatchConditions(_) | Self::ReportRefusal(_) => Some(WriteKind::PatchService),
+            Self::PatchPool(_) => Some(WriteKind::PatchPool),
+            Self::Event(_) => None,
+        }
+    }
+
     /// The address whose record it creates, changes or deletes.
     pub fn lb_ip(&self) -> Option<IpAddr> {
-        match self {
-            Self::Create { lb_ip, .. } | Self::Delete { lb_ip, .. } => Some(*lb_ip),
-            Self::PatchRecord(patch) => Some(patch.lb_ip),
-            Self::PatchService(_) | Self::PatchConditions(_) | Self::PatchPool(_) | Self::Event(_) => None,
+        match self.write_kind()? {
+            WriteKind::CreateRecord(lb_ip) | WriteKind::PatchRecord(lb_ip) | WriteKind::DeleteRecord(lb_ip) => {
+                Some(lb_ip)
+            }
+            WriteKind::PatchService | WriteKind::PatchPool => None,
         }
     }
 }

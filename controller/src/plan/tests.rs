@@ -4,7 +4,7 @@ use super::*;
 use crate::fixtures::{at_second, holder, ip, node, pool, record, request_for, service};
 use crate::plan::effect::{Event, PoolPatch, ServicePatch, service_reference};
 use crate::snapshot::plan;
-use crate::world::{ServiceView, World, shows};
+use crate::world::{ServiceView, World, effect_name, shows};
 use crds::ip_address_pool::IPAddressPoolStatus;
 use crds::service::{ALLOCATED, FINALIZER, Family};
 use crds::{Condition, FamilyPolicy};
@@ -32,16 +32,7 @@ fn subjects(plan: &Plan) -> Vec<String> {
 
 /// The effects of a plan, without their contents.
 fn effects(plan: &Plan) -> Vec<String> {
-    let name = |effect: &Effect| match effect {
-        Effect::Create { lb_ip, .. } => format!("create {lb_ip}"),
-        Effect::PatchRecord(patch) => format!("patch {}", patch.lb_ip),
-        Effect::Delete { lb_ip, .. } => format!("delete {lb_ip}"),
-        Effect::PatchService(patch) => format!("patch {}", patch.key),
-        Effect::PatchConditions(patch) => format!("patch conditions of {}", patch.key),
-        Effect::PatchPool(patch) => format!("patch {}", patch.name),
-        Effect::Event(event) => format!("event {}", event.reason),
-    };
-    plan.series.iter().flat_map(|series| series.effects.iter().map(name)).collect()
+    plan.series.iter().flat_map(|series| series.effects.iter().map(effect_name)).collect()
 }
 
 #[test]

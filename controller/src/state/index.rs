@@ -14,6 +14,7 @@
 //! | ranges of pods or ClusterIPs | the pools that have other addresses in these ranges than before |
 //! | the first NodeNetwork | everything |
 //! | the end of a series | its subject |
+//! | the API server refuses to change a record | the Services that wait for this change |
 //! | the controller becomes the lease holder, or no longer is | everything |
 //! | announcers or conflicts of an address, or the existence of a node that they name | the holders of the address |
 //! | advertisements, endpoints, nodes, pools | the Services with an unannounced address |
@@ -43,11 +44,13 @@ use crate::pools::free::Free;
 use crate::pools::intervals::ByFamily;
 use crate::pools::occupied::Occupied;
 use crate::state::record::{holder_keys, holds, names};
+use refused_writes::RefusedWrite;
 use relation::Relation;
 
 mod backlog;
 mod namespaces;
 mod promises;
+pub(crate) mod refused_writes;
 mod relation;
 mod unannounced;
 mod updates;
@@ -116,6 +119,8 @@ pub struct ClusterIndex {
     pub(crate) pending: BTreeSet<Subject>,
     /// Subjects whose series has started, with the addresses it writes.
     pub(crate) busy: BTreeMap<Subject, Vec<IpAddr>>,
+    /// By subject, the writes that the API server refuses for a reason that lasts.
+    refused_writes: BTreeMap<Subject, Vec<RefusedWrite>>,
     /// The standings of addresses with several holders, computed once in each plan.
     pub(crate) standings: HashMap<IpAddr, Arc<[Standing]>>,
     /// The UIDs of all Services, collected at most once for a plan and its backlog: few plans need them.
@@ -377,6 +382,7 @@ impl ClusterIndex {
         self.unannounced.clear();
         self.graces.clear();
         self.awaited_namespaces.clear();
+        self.refused_writes.clear();
     }
 
     /// Marks a series as started. Until it ends, nothing is planned for its subject and its addresses.

@@ -11,34 +11,41 @@ use crds::condition::{ConditionStatus, DesiredCondition};
 use crds::service::{ALLOCATED, Ingress};
 
 use crate::allocate::allocation::Allocation;
+use crate::allocate::refusal::Refusal;
 use crate::plan::effect::Event;
 use crate::pools::occupied::NetworkEnd;
 use crate::pools::{Pools, Withheld};
 use crate::state::index::ClusterIndex;
 use crate::status::change::displays_as;
-use crate::status::reason::{AllocatedReason, EventReason};
+use crate::status::reason::{AllocatedReason, EventReason, RefusalReason};
 
 /// The condition that a Service should have.
 pub(crate) fn allocated_condition(allocation: &Allocation, cluster: &ClusterIndex) -> DesiredCondition {
     let service = &allocation.service;
     let lb_ips = || allocation.targets.iter().map(|target| target.lb_ip);
-    let (status, reason, message) = if let Some(refusal) = &allocation.refusal {
-        let mut message = refusal.to_string();
-        if !allocation.targets.is_empty() {
-            message += &format!("; until then, the Service keeps {}", join_addresses(lb_ips()));
-        }
-        (ConditionStatus::False, refusal.reason().as_str(), message)
-    } else {
-        let (reasons, sentences): (Vec<_>, Vec<_>) =
-            lb_ips().map(|lb_ip| address_state(lb_ip, service, cluster)).unzip();
-        let reason = reasons.into_iter().max().unwrap_or(AllocatedReason::Allocated);
-        let mut message = sentences.join(if reason == AllocatedReason::Allocated { ", " } else { "; " });
-        if let Some((family, why)) = &allocation.missing_family {
-            message += &format!("; without an {family} address: {why}");
-        }
-        (ConditionStatus::True, reason.as_str(), message)
-    };
-    DesiredCondition::new(ALLOCATED, status, reason, message, service.generation)
+    if let Some(refusal) = &allocation.refusal {
+        return refused_condition(service, refusal, lb_ips());
+    }
+    let (reasons, sentences): (Vec<_>, Vec<_>) = lb_ips().map(|lb_ip| address_state(lb_ip, service, cluster)).unzip();
+    let reason = reasons.into_iter().max().unwrap_or(AllocatedReason::Allocated);
+    let mut message = sentences.join(if reason == AllocatedReason::Allocated { ", " } else { "; " });
+    if let Some((family, why)) = &allocation.missing_family {
+        message += &format!("; without an {family} address: {why}");
+    }
+    DesiredCondition::new(ALLOCATED, ConditionStatus::True, reason.as_str(), message, service.generation)
+}
+
+/// The condition of a refused Service that keeps these addresses meanwhile.
+pub(crate) fn refused_condition(
+    service: &Service,
+    refusal: &Refusal,
+    kept: impl IntoIterator<Item = IpAddr>,
+) -> DesiredCondition {
+    let (mut message, kept) = (refusal.to_string(), join_addresses(kept));
+    if !kept.is_empty() {
+        message += &format!("; until then, the Service keeps {kept}");
+    }
+    DesiredCondition::new(ALLOCATED, ConditionStatus::False, refusal.reason().as_str(), message, service.generation)
 }
 
 /// The message about an address without a problem.
@@ -77,6 +84,7 @@ pub(crate) fn allocated_event(service: &Service, desired: &DesiredCondition) -> 
     let reason = match (desired.status, desired.reason) {
         (ConditionStatus::True, "Allocated") => EventReason::IPAllocated.as_str(),
         (ConditionStatus::True, other) => other,
+        (_, reason) if reason == RefusalReason::WriteRefused.as_str() => EventReason::WriteRefused.as_str(),
         _ => EventReason::AllocationFailed.as_str(),
     };
     Event::for_service(service, reason != EventReason::IPAllocated.as_str(), reason, desired.message.clone())

@@ -42,6 +42,8 @@ words! {
         PoolsExhausted,
         /// The address is shared, and the Service is not compatible with another holder.
         SharingConflict,
+        /// The API server refuses a write of the controller: by validation, a policy, a webhook, a quota or permissions.
+        WriteRefused,
     }
 }
 
@@ -164,6 +166,8 @@ words! {
         Announced,
         /// Service, Warning: some packets are not forwarded because of a mistake in an object.
         NotForwarded,
+        /// Service, LoadBalancerIP or IPAddressPool, Warning: the API server refuses a write of the controller.
+        WriteRefused,
         /// IPAddressPool, Warning: `Ready` became false.
         NotReady,
         /// IPAddressPool, Warning: an older pool has some of its addresses.

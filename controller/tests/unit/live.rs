@@ -9,7 +9,7 @@ use crds::Key;
 use crate::plan::effect::{Effect, Series, Subject};
 use crate::snapshot::Snapshot;
 use crate::state::index::ClusterIndex;
-use crate::world::World;
+use crate::world::{World, effect_name};
 
 /// A controller that follows the cluster: it observes changes late and in any order, starts some of the planned series,
 /// and loses some answers.
@@ -149,14 +149,15 @@ impl Live {
             // The request may be lost, or the answer with the new object.
             let is_lost = is_faulty && self.roll(6) == 0;
             let is_delivered = !is_lost || self.roll(2) == 0;
-            let happened = is_delivered && effect.as_ref().is_some_and(|effect| world.apply(effect));
-            if let Some(effect) = effect.filter(|_| !is_lost) {
-                let now = world.snapshot.now;
+            let is_refused = is_faulty && self.roll(6) == 0;
+            let happened = is_delivered && !is_refused && effect.as_ref().is_some_and(|effect| world.apply(effect));
+            let now = world.snapshot.now;
+            if let Some(effect) = effect.filter(|_| !is_lost && !is_refused) {
                 if let Some(address) = effect.lb_ip() {
                     self.observe_object(2, &address.to_string(), world, now);
                 }
                 match effect {
-                    Effect::PatchService(patch) | Effect::PatchConditions(patch) => {
+                    Effect::PatchService(patch) | Effect::PatchConditions(patch) | Effect::ReportRefusal(patch) => {
                         self.observe_object(1, &patch.key.to_string(), world, now);
                     }
                     Effect::PatchPool(patch) => self.observe_object(0, &patch.name, world, now),
@@ -164,10 +165,42 @@ impl Live {
                 }
             }
             if is_lost || !happened {
-                self.in_flight.swap_remove(index);
+                let (series, tried) = self.in_flight.swap_remove(index);
+                let refusal = (is_refused && !is_lost).then(|| "no".to_owned());
+                world.events.extend(self.cluster.record_answers(&series, tried - 1, refusal, now));
                 self.cluster.end_series(&subject);
             }
         }
+    }
+
+    /// Observes all changes, plans, and applies all series. `refuse`: the message with which the API server refuses an
+    /// effect. Returns the effects and the events in order.
+    pub(crate) fn take_turn(
+        &mut self,
+        world: &mut World,
+        refuse: impl Fn(&Effect) -> Option<&'static str>,
+    ) -> Vec<String> {
+        self.observe(world, true);
+        let now = world.snapshot.now;
+        let mut log = Vec::new();
+        for series in self.cluster.plan(now).series {
+            self.cluster.start_series(&series);
+            let (mut done, mut refusal) = (0, None);
+            for effect in &series.effects {
+                refusal = refuse(effect).map(str::to_owned);
+                let outcome = if refusal.is_some() { " (refused)" } else { "" };
+                log.push(format!("{}{outcome}", effect_name(effect)));
+                if refusal.is_some() || !world.apply(effect) {
+                    break;
+                }
+                done += 1;
+            }
+            let event = self.cluster.record_answers(&series, done, refusal, now);
+            log.extend(event.iter().map(|event| format!("event {}", event.reason)));
+            world.events.extend(event);
+            self.cluster.end_series(&series.subject);
+        }
+        log
     }
 
     /// Continues until nothing is left to do.

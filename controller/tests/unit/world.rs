@@ -202,7 +202,9 @@ impl World {
             }
             Effect::Delete { lb_ip, uid, resource_version } => self.delete_record(*lb_ip, uid, *resource_version),
             Effect::PatchRecord(patch) => self.patch_record(patch),
-            Effect::PatchService(patch) | Effect::PatchConditions(patch) => self.patch_service(patch),
+            Effect::PatchService(patch) | Effect::PatchConditions(patch) | Effect::ReportRefusal(patch) => {
+                self.patch_service(patch)
+            }
             Effect::PatchPool(patch) => {
                 let pool = self.snapshot.pools.get_mut(&patch.name).map(Arc::make_mut)?;
                 if pool.metadata.resource_version.as_deref() != Some(&patch.resource_version) {
@@ -344,6 +346,20 @@ impl ServiceView {
     /// A Service without anything from Landfall.
     pub(crate) fn nothing() -> Self {
         Self { ingress: vec![], condition: None, held: vec![], has_finalizer: false }
+    }
+}
+
+/// An effect without its contents.
+pub(crate) fn effect_name(effect: &Effect) -> String {
+    match effect {
+        Effect::Create { lb_ip, .. } => format!("create {lb_ip}"),
+        Effect::PatchRecord(patch) => format!("patch {}", patch.lb_ip),
+        Effect::Delete { lb_ip, .. } => format!("delete {lb_ip}"),
+        Effect::PatchService(patch) => format!("patch {}", patch.key),
+        Effect::PatchConditions(patch) => format!("patch conditions of {}", patch.key),
+        Effect::ReportRefusal(patch) => format!("report a refusal to {}", patch.key),
+        Effect::PatchPool(patch) => format!("patch {}", patch.name),
+        Effect::Event(event) => format!("event {}", event.reason),
     }
 }
 

@@ -8,6 +8,7 @@
 //! | `sharing` | several Services on one address |
 //! | `dual_stack` | both families |
 //! | `reservations` | reserved addresses |
+//! | `refused_writes` | writes of the controller that a policy refuses |
 //! | `permissions` | what the tokens of agents and controllers, and users, may write |
 //! | `restarts` | restarts of the controller |
 //! | `restores` | restore from a backup, and reinstallation |
@@ -22,6 +23,7 @@ mod high_availability;
 mod order;
 mod permissions;
 mod pools;
+mod refused_writes;
 mod requests;
 mod reservations;
 mod restarts;
@@ -43,6 +45,7 @@ async fn services_get_and_keep_addresses_by_the_rules() -> Result<()> {
     dual_stack::add_scenes(&mut scenes);
     reservations::add_scenes(&mut scenes);
     permissions::add_scenes(&mut scenes);
+    refused_writes::add_scenes(&mut scenes);
     restarts::add_scenes(&mut scenes);
     restores::add_scenes(&mut scenes);
     scenes.play().await?;

@@ -43,15 +43,7 @@ fn writes(world: &World) -> Vec<String> {
 
 /// The effects of a plan, without their contents.
 fn effects(plan: &Plan) -> Vec<String> {
-    let name = |effect: &Effect| match effect {
-        Effect::Create { lb_ip, .. } => format!("create {lb_ip}"),
-        Effect::Delete { lb_ip, .. } => format!("delete {lb_ip}"),
-        Effect::PatchRecord(patch) => format!("patch {}", patch.lb_ip),
-        Effect::PatchService(patch) | Effect::PatchConditions(patch) => format!("patch {}", patch.key),
-        Effect::PatchPool(patch) => format!("patch {}", patch.name),
-        Effect::Event(event) => format!("event {}", event.reason),
-    };
-    plan.series.iter().flat_map(|series| series.effects.iter().map(name)).collect()
+    plan.series.iter().flat_map(|series| series.effects.iter().map(effect_name)).collect()
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::*;
 use crate::fixtures::{at_second, ip, node, pool, record, request_for, request_of, service};
 use crate::snapshot::plan;
-use crate::world::{ServiceView, World, shows};
+use crate::world::{ServiceView, World, effect_name, shows};
 use crds::ip_address_pool::AddressRange;
 use crds::request::Consent;
 use crds::service::{ALLOCATED, Family};
@@ -20,6 +20,7 @@ mod families;
 mod finalizer;
 mod namespaces;
 mod pools;
+mod refused_writes;
 mod sharing;
 mod standby;
 
