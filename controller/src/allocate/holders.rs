@@ -1,9 +1,9 @@
 //! The update of a record that several Services may hold, or that has lost its last holder.
 //!
 //! A record, and the decisions about the Services that it names or is promised to → the new holders of the record. All
-//! changes are one write. It is conditional on the version that was read, so it never overwrites a concurrent join or
-//! departure. Only the deletion of a record that no other Service can join ignores the version. While one Service holds
-//! a record and does not share it, only the series of that Service writes the record. The exception is its pool.
+//! changes are one write. It is conditional on the version that was read, so it never overwrites a concurrent join,
+//! departure or change of a holder. While one Service holds a record and does not share it, only the series of that
+//! Service writes the record. The exception is its pool.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -36,9 +36,7 @@ impl ClusterIndex {
             return None;
         }
         if let Some(quarantine) = record.quarantine.as_ref().filter(|_| record.holders.is_empty()) {
-            let resource_version = Some(record.resource_version);
-            let delete = Effect::Delete { lb_ip, uid: record.uid.clone(), resource_version };
-            return (quarantine_end(quarantine) <= now).then_some(delete);
+            return (quarantine_end(quarantine) <= now).then(|| Effect::delete(&record));
         }
         if self.is_unchanged(&record) {
             return None;
@@ -54,8 +52,7 @@ impl ClusterIndex {
             }
         }
         if holders.is_empty() && !record.is_reservation() {
-            let resource_version = (!is_exclusive(&record)).then(|| record.resource_version);
-            return Some(Effect::Delete { lb_ip, uid: record.uid.clone(), resource_version });
+            return Some(Effect::delete(&record));
         }
         let sharing_key = match services.first() {
             Some(service) => sharing::key(service).map(InternedStr::from),

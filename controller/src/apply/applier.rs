@@ -2,8 +2,8 @@
 //!
 //! Answers of the API server are stored at once, so that the next plan sees the writes of the last one.
 //!
-//! Every write is conditional: a creation on the absence of the record, a deletion on its UID, a patch on the version
-//! that was read. So a write that arrives late, twice, or from a former lease holder overwrites no other write, and the
+//! Every write is conditional: a creation on the absence of the record, any other write on the version that was
+//! read. So a write that arrives late, twice, or from a former lease holder overwrites no other write, and the
 //! next plan recovers a lost answer. For the same reason, the application of a series is cancel safe.
 //!
 //! Each write is checked against the write fence when it is sent. So a process that resumes in the middle of a series
@@ -149,19 +149,11 @@ impl Applier {
         }
     }
 
-    async fn delete(
-        &self,
-        lb_ip: IpAddr,
-        uid: &str,
-        resource_version: Option<ResourceVersion>,
-    ) -> Result<Progress, Failure> {
+    async fn delete(&self, lb_ip: IpAddr, uid: &str, version: ResourceVersion) -> Result<Progress, Failure> {
         let api = Api::<LoadBalancerIP>::all(self.client.clone());
         let name = address::object_name(lb_ip);
-        let preconditions = Some(Preconditions {
-            uid: Some(uid.to_owned()),
-            resource_version: resource_version.map(|version| version.to_string()),
-        });
-        let params = DeleteParams { preconditions, ..DeleteParams::default() };
+        let preconditions = Preconditions { uid: Some(uid.to_owned()), resource_version: Some(version.to_string()) };
+        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
         match self.write(Write::DeleteRecord, api.delete(&name, &params)).await {
             Ok(deleted) => {
                 if let Some(waiting) = deleted.left().filter(has_finalizers) {
@@ -170,14 +162,16 @@ impl Applier {
                 }
                 tracing::info!(%lb_ip, "withdrawn");
             }
-            // The record has another version, for example because a Service has joined it, or another record has
-            // replaced it.
-            Err(failure) if failure.code() == Some(409) && resource_version.is_some() => {
-                read_again(&api, &name).await?.iter().for_each(|current| self.stores.put_record(current));
-                return Err(Failure::Changed);
+            Err(failure) if failure.code() == Some(409) => {
+                let current = read_again(&api, &name).await?;
+                current.iter().for_each(|current| self.stores.put_record(current));
+                // The record has another version, for example because a Service has joined it. Otherwise it no longer
+                // exists, or another one has replaced it.
+                if current.is_some_and(|current| current.metadata.uid.as_deref() == Some(uid)) {
+                    return Err(Failure::Changed);
+                }
             }
-            // The record no longer exists, or another one has replaced it.
-            Err(failure) if matches!(failure.code(), Some(404 | 409)) => {}
+            Err(failure) if failure.code() == Some(404) => {}
             Err(failure) => return Err(failure),
         }
         self.stores.records.forget(&lb_ip, uid);
@@ -372,11 +366,7 @@ mod tests {
     }
 
     fn delete() -> Effect {
-        Effect::Delete { lb_ip: ip("192.0.2.9"), uid: "a9".into(), resource_version: None }
-    }
-
-    fn delete_this_version() -> Effect {
-        Effect::Delete { lb_ip: ip("192.0.2.9"), uid: "a9".into(), resource_version: Some(5) }
+        Effect::Delete { lb_ip: ip("192.0.2.9"), uid: "a9".into(), resource_version: 5 }
     }
 
     fn join() -> Effect {
@@ -492,20 +482,52 @@ mod tests {
     #[tokio::test]
     async fn deleting_a_gone_or_reassigned_address_succeeds() {
         let gone = json!({"kind": "Status", "apiVersion": "v1", "status": "Success"});
-        for answer in [(200, gone), refusal(404, "NotFound"), refusal(409, "Conflict")] {
-            let (result, requests, stores) = apply(vec![delete(), patch()], vec![answer, (200, service("8"))]).await;
+        let mut next = record("192.0.2.9", "a10", "other");
+        next["metadata"]["resourceVersion"] = json!("6");
+        let conflict = || refusal(409, "Conflict");
+        let next_holder = ("192.0.2.9".to_owned(), "other".to_owned());
+        for (answers, is_read_again, left) in [
+            (vec![(200, gone)], false, vec![]),
+            (vec![refusal(404, "NotFound")], false, vec![]),
+            (vec![conflict(), refusal(404, "NotFound")], true, vec![]),
+            (vec![conflict(), (200, next)], true, vec![next_holder]),
+        ] {
+            let answers = answers.into_iter().chain([(200, service("8"))]).collect();
+            let (result, requests, stores) = apply(vec![delete(), patch()], answers).await;
             assert_eq!(result, Ok(Progress::Done));
-            assert_eq!(requests, [format!("DELETE {LBIPS}/192.0.2.9"), STATUS.into()]);
-            assert_eq!(holders(&stores), []);
+            let [delete, get] = ["DELETE", "GET"].map(|method| format!("{method} {LBIPS}/192.0.2.9"));
+            let get = is_read_again.then_some(get);
+            assert_eq!(requests, [delete].into_iter().chain(get).chain([STATUS.to_owned()]).collect::<Vec<_>>());
+            assert_eq!(holders(&stores), left);
         }
     }
 
     #[tokio::test]
-    async fn record_that_a_service_joined_is_not_deleted() {
+    async fn deletion_names_uid_and_version() {
+        let (body_tx, mut body_rx) = mpsc::channel(1);
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let body_tx = body_tx.clone();
+            async move {
+                let body = request.into_body().collect_bytes().await.expect("a body");
+                body_tx.send(serde_json::from_slice::<Value>(&body).expect("JSON")).await.expect("a receiver");
+                let gone = json!({"kind": "Status", "apiVersion": "v1", "status": "Success"});
+                Response::builder().status(200).body(Body::from(gone.to_string().into_bytes()))
+            }
+        });
+        let (client, stores) = (Client::new(service, "default"), Stores::empty());
+        let (fence, metrics, (event_tx, _)) = (WriteFence::without_end(), Metrics::default(), mpsc::channel(1));
+        let applier = Applier { client, stores, fence, metrics, event_tx };
+        applier.apply_effect(&delete()).await.expect("a success");
+        let body = body_rx.recv().await.expect("a request");
+        assert_eq!(body["preconditions"], json!({"uid": "a9", "resourceVersion": "5"}));
+    }
+
+    #[tokio::test]
+    async fn record_with_another_version_is_not_deleted() {
         let mut current = record("192.0.2.9", "a9", "other");
         current["metadata"]["resourceVersion"] = json!("6");
         let answers = vec![refusal(409, "Conflict"), (200, current)];
-        let (result, requests, stores) = apply(vec![delete_this_version(), patch()], answers).await;
+        let (result, requests, stores) = apply(vec![delete(), patch()], answers).await;
         assert_eq!(result, Err("another writer changed the object".into()));
         assert_eq!(requests, [format!("DELETE {LBIPS}/192.0.2.9"), format!("GET {LBIPS}/192.0.2.9")]);
         assert_eq!(holders(&stores), [("192.0.2.9".into(), "other".into())]);

@@ -70,8 +70,8 @@ pub enum Effect {
         lb_ip: IpAddr,
         /// A record with another UID is not deleted.
         uid: InternedStr,
-        /// Set if other Services may join the record: then the deletion fails if the record has another version.
-        resource_version: Option<ResourceVersion>,
+        /// If the record has another version, the deletion fails.
+        resource_version: ResourceVersion,
     },
     /// Write status and finalizers of a Service.
     PatchService(ServicePatch),
@@ -182,6 +182,13 @@ pub struct Event {
     /// One CamelCase word for machines.
     pub reason: &'static str,
     pub message: String,
+}
+
+impl Effect {
+    pub(crate) fn delete(record: &Record) -> Self {
+        let (uid, resource_version) = (record.uid.clone(), record.resource_version);
+        Self::Delete { lb_ip: record.address, uid, resource_version }
+    }
 }
 
 impl Event {

@@ -187,7 +187,7 @@ mod tests {
 
     /// A series of this subject, which differs from others by an address.
     fn series(name: &str, mark: &str) -> Series {
-        let effect = Effect::Delete { lb_ip: ip(mark), uid: "".into(), resource_version: None };
+        let effect = Effect::Delete { lb_ip: ip(mark), uid: "".into(), resource_version: 1 };
         Series { subject: subject(name), effects: vec![effect] }
     }
 

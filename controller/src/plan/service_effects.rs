@@ -135,7 +135,7 @@ impl ClusterIndex {
 /// The deletions of the records that only this Service can hold ([`is_exclusive`]), except those being deleted already.
 fn withdrawals(records: &[Arc<Record>]) -> impl Iterator<Item = Effect> {
     let live = records.iter().filter(|record| !record.deleting && is_exclusive(record));
-    live.map(|record| Effect::Delete { lb_ip: record.address, uid: record.uid.clone(), resource_version: None })
+    live.map(|record| Effect::delete(record))
 }
 
 /// Whether the status may be cleared right after the [`withdrawals`]. A record that waits for a finalizer must

@@ -228,7 +228,7 @@ fn deleted_service_loses_the_record_before_the_finalizer() {
     let mut world = World::new([lan()], [service("web", 5)]);
     world.settle();
     world.delete("web");
-    let uid = world.snapshot.records[&ip("192.0.2.10")].uid.clone();
+    let record = world.snapshot.records[&ip("192.0.2.10")].clone();
     let patch = ServicePatch {
         key: Key::new("default", "web"),
         resource_version: world.service("web").resource_version,
@@ -241,13 +241,37 @@ fn deleted_service_loses_the_record_before_the_finalizer() {
         [Series {
             subject: Subject::Service(Key::new("default", "web")),
             effects: vec![
-                Effect::Delete { lb_ip: ip("192.0.2.10"), uid, resource_version: None },
+                Effect::Delete {
+                    lb_ip: record.address,
+                    uid: record.uid.clone(),
+                    resource_version: record.resource_version
+                },
                 Effect::PatchService(patch)
             ],
         }]
     );
     world.settle();
     assert_eq!((world.snapshot.services.len(), world.snapshot.records.len()), (0, 0));
+}
+
+#[test]
+fn late_deletion_spares_a_record_that_changed_since() {
+    let lb_ip = ip("192.0.2.10");
+    let release: fn(&mut World) = |world| world.delete("web");
+    let disappear: fn(&mut World) = |world| world.snapshot.services.clear();
+    let adopt: fn(&mut crds::Record) = |record| record.holders[0].uid = "web-again".into();
+    let join: fn(&mut crds::Record) = |record| record.holders.push(holder("other"));
+    for (end, change) in [(release, adopt), (release, join), (disappear, adopt), (disappear, join)] {
+        let mut world = World::new([lan()], [service("web", 5)]);
+        world.settle();
+        end(&mut world);
+        let late = plan(&world.snapshot).series.remove(0).effects.remove(0);
+        assert_eq!(effect_name(&late), "delete 192.0.2.10");
+        // A later plan changes the record while the request is held up.
+        world.edit_record(lb_ip, change);
+        assert!(!world.apply(&late), "the API server refuses the request");
+        assert!(world.snapshot.records.contains_key(&lb_ip));
+    }
 }
 
 #[test]

@@ -102,7 +102,7 @@ fn last_sharing_service_releases_the_address() {
     world.edit("b", |service| service.is_load_balancer = false);
     let version = world.snapshot.records[&ip("192.0.2.10")].resource_version;
     let uid = world.snapshot.records[&ip("192.0.2.10")].uid.clone();
-    let delete = Effect::Delete { lb_ip: ip("192.0.2.10"), uid, resource_version: Some(version) };
+    let delete = Effect::Delete { lb_ip: ip("192.0.2.10"), uid, resource_version: version };
     assert_eq!(plan(&world.snapshot).series[0].effects, [delete], "another Service may join meanwhile");
     world.settle();
     assert_eq!((world.view("b"), world.snapshot.records.len()), (ServiceView::nothing(), 0));
