@@ -11,16 +11,19 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ListMeta, ObjectMeta};
 use kube::core::Status;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Error};
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 /// An object, or the error of decoding it.
-pub(crate) type Decoded<R> = Result<R, Undecodable>;
+pub(crate) type Decoded<R> = Result<R, Undecodable<R>>;
 
 /// An object that cannot be decoded.
 #[derive(Clone, Debug)]
-pub(crate) struct Undecodable {
+pub(crate) struct Undecodable<R> {
     pub(crate) error: String,
     pub(crate) metadata: ObjectMeta,
+    /// The object without its status, if that can be decoded.
+    pub(crate) without_status: Option<R>,
 }
 
 /// An event of a watch.
@@ -48,9 +51,15 @@ fn decode_object<R: DeserializeOwned>(text: &RawValue) -> serde_json::Result<Dec
         Ok(object) => Ok(object),
         Err(error) => {
             let MetadataOnly { metadata } = serde_json::from_str(text.get())?;
-            Err(Undecodable { error: error.to_string(), metadata })
+            Err(Undecodable { error: error.to_string(), metadata, without_status: decode_without_status(text) })
         }
     })
+}
+
+fn decode_without_status<R: DeserializeOwned>(text: &RawValue) -> Option<R> {
+    let mut object: serde_json::Map<String, Value> = serde_json::from_str(text.get()).ok()?;
+    object.remove("status")?;
+    serde_json::from_value(Value::Object(object)).ok()
 }
 
 impl<R: DeserializeOwned> Event<R> {
@@ -108,7 +117,7 @@ mod tests {
     fn describe(object: Decoded<Node>) -> String {
         match object {
             Ok(node) => node.metadata.name.unwrap_or_default(),
-            Err(Undecodable { error, metadata }) => format!("{}: {error}", metadata.name.unwrap_or_default()),
+            Err(Undecodable { error, metadata, .. }) => format!("{}: {error}", metadata.name.unwrap_or_default()),
         }
     }
 

@@ -26,6 +26,9 @@ pub struct Source<R, K, V> {
     pub read: fn(&R) -> Result<Option<V>, Malformed>,
     /// Label selector of the list and watch requests. Empty: all objects.
     pub labels: &'static str,
+    /// Whether an object whose status cannot be decoded is read as if its status were empty. Otherwise the whole object
+    /// is unreadable.
+    pub is_status_optional: bool,
 }
 
 impl<R, K, V> Clone for Source<R, K, V> {
@@ -66,7 +69,12 @@ pub fn version(meta: &ObjectMeta) -> Option<ResourceVersion> {
 
 /// Services of all namespaces and types.
 pub fn services() -> Source<core::Service, Key, Service> {
-    Source { key: namespaced_key, read: |object| Service::try_from(object).map(Some), labels: "" }
+    Source {
+        key: namespaced_key,
+        read: |object| Service::try_from(object).map(Some),
+        labels: "",
+        is_status_optional: false,
+    }
 }
 
 /// Services of type LoadBalancer, for node agents: only the fields that affect forwarding.
@@ -75,7 +83,7 @@ pub fn load_balancers() -> Source<core::Service, Key, Service> {
         let service = Service::try_from(object)?;
         Ok(service.is_load_balancer.then(|| service.into_forwarding_view()))
     };
-    Source { key: namespaced_key, read, labels: "" }
+    Source { key: namespaced_key, read, labels: "", is_status_optional: false }
 }
 
 /// EndpointSlices of Services. The request excludes those of headless Services, because a headless Service has no
@@ -85,32 +93,58 @@ pub fn endpoint_slices() -> Source<discovery::EndpointSlice, Key, EndpointSlice>
         key: namespaced_key,
         read: EndpointSlice::read,
         labels: "kubernetes.io/service-name,!service.kubernetes.io/headless",
+        is_status_optional: false,
     }
 }
 
 /// Nodes, by name.
 pub fn nodes() -> Source<core::Node, String, Node> {
-    Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(Node::from(object))), labels: "" }
+    Source {
+        key: |meta| meta.name.clone(),
+        read: |object| Ok(Some(Node::from(object))),
+        labels: "",
+        is_status_optional: false,
+    }
 }
 
 /// ServiceCIDRs, by name. API servers before Kubernetes 1.33 do not know this kind.
 pub fn service_ranges() -> Source<networking::ServiceCIDR, String, ServiceRange> {
-    Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(ServiceRange::from(object))), labels: "" }
+    Source {
+        key: |meta| meta.name.clone(),
+        read: |object| Ok(Some(ServiceRange::from(object))),
+        labels: "",
+        is_status_optional: false,
+    }
 }
 
 /// Namespaces, by name.
 pub fn namespaces() -> Source<core::Namespace, String, Namespace> {
-    Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(Namespace::from(object))), labels: "" }
+    Source {
+        key: |meta| meta.name.clone(),
+        read: |object| Ok(Some(Namespace::from(object))),
+        labels: "",
+        is_status_optional: false,
+    }
 }
 
 /// NodeNetworks, by the name of the node.
 pub fn node_networks() -> Source<NodeNetwork, String, NodeAddresses> {
-    Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(NodeAddresses::from(object))), labels: "" }
+    Source {
+        key: |meta| meta.name.clone(),
+        read: |object| Ok(Some(NodeAddresses::from(object))),
+        labels: "",
+        is_status_optional: false,
+    }
 }
 
 /// NodeNetworks, by the name of the node: the view of agents, which re-send frames to these nodes.
 pub fn peer_links() -> Source<NodeNetwork, String, PeerLinks> {
-    Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(PeerLinks::from(object))), labels: "" }
+    Source {
+        key: |meta| meta.name.clone(),
+        read: |object| Ok(Some(PeerLinks::from(object))),
+        labels: "",
+        is_status_optional: false,
+    }
 }
 
 /// IPAddressPools, by name: whole objects, without the managed fields, which are half of their bytes.
@@ -120,25 +154,37 @@ pub fn pools() -> Source<IPAddressPool, String, IPAddressPool> {
         pool.metadata.managed_fields = None;
         Ok(Some(pool))
     };
-    Source { key: |meta| meta.name.clone(), read, labels: "" }
+    Source { key: |meta| meta.name.clone(), read, labels: "", is_status_optional: false }
 }
 
 /// IPAddressPools, by name: the view of agents.
 pub fn pool_settings() -> Source<IPAddressPool, String, PoolSettings> {
-    Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(PoolSettings::from(object))), labels: "" }
+    Source {
+        key: |meta| meta.name.clone(),
+        read: |object| Ok(Some(PoolSettings::from(object))),
+        labels: "",
+        is_status_optional: false,
+    }
 }
 
 /// L2Advertisements, by name.
 pub fn l2_advertisements() -> Source<L2Advertisement, String, Advertisement> {
-    Source { key: |meta| meta.name.clone(), read: |object| Ok(Some(Advertisement::from(object))), labels: "" }
+    Source {
+        key: |meta| meta.name.clone(),
+        read: |object| Ok(Some(Advertisement::from(object))),
+        labels: "",
+        is_status_optional: false,
+    }
 }
 
-/// LoadBalancerIPs, by load-balancer address.
+/// LoadBalancerIPs, by load-balancer address. Agents write the status, and the controller writes the holders. So a status
+/// that an agent of another version wrote leaves the holders known.
 pub fn records() -> Source<LoadBalancerIP, IpAddr, Record> {
     Source {
         key: |meta| address::parse_object_name(meta.name.as_deref()?),
         read: |object| Record::try_from(object).map(Some),
         labels: "",
+        is_status_optional: true,
     }
 }
 

@@ -227,19 +227,25 @@ where
     /// Returns the observation of an object. Logs an object that cannot be decoded or parsed.
     fn observe(&self, object: Decoded<R>) -> Option<Observation<K, V>> {
         match object {
-            Ok(object) => {
-                let (observation, malformed) = self.source.observe(&object)?;
-                if let Some(malformed) = malformed {
-                    tracing::warn!(%malformed, "object skipped: it has invalid contents");
-                }
-                Some(observation)
-            }
-            Err(Undecodable { error, metadata: meta }) => {
+            Ok(object) => self.observe_decoded(&object),
+            Err(Undecodable { error, metadata: meta, without_status }) => {
                 let (kind, namespace, name) = (R::kind(&()), meta.namespace.as_deref(), meta.name.as_deref());
+                if let Some(object) = without_status.filter(|_| self.source.is_status_optional) {
+                    tracing::warn!(%kind, namespace, name, error, "status skipped: it cannot be decoded");
+                    return self.observe_decoded(&object);
+                }
                 tracing::warn!(%kind, namespace, name, error, "object skipped: it cannot be decoded");
                 self.source.observation(&meta, Content::Unreadable)
             }
         }
+    }
+
+    fn observe_decoded(&self, object: &R) -> Option<Observation<K, V>> {
+        let (observation, malformed) = self.source.observe(object)?;
+        if let Some(malformed) = malformed {
+            tracing::warn!(%malformed, "object skipped: it has invalid contents");
+        }
+        Some(observation)
     }
 
     fn labels(&self) -> Option<String> {
@@ -459,6 +465,41 @@ pub(crate) mod tests {
         let (_, store) = watch_until(responses, &[("n1", "192.0.2.1"), ("n2", "192.0.2.2")]).await;
         let unreadable = store.take_changes().into_iter().flatten().filter(|change| change.is_unreadable);
         assert_eq!(unreadable.map(|change| change.key).collect::<Vec<_>>(), ["bad"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn undecodable_status_leaves_the_holders_of_a_record_known() {
+        let record = |last: u8, status: Value| {
+            let name = format!("192.0.2.{last}");
+            json!({
+                "metadata": {"name": name, "uid": "u", "resourceVersion": last.to_string()},
+                "spec": {"address": name, "services": [{"namespace": "default", "name": "web", "uid": "w"}]},
+                "status": status,
+            })
+        };
+        let announcer = json!({"node": "n1", "link": "eth0", "epoch": 1, "since": "2026-01-01T00:00:00Z"});
+        let good = json!({"announcers": [announcer]});
+        let bad = json!({"announcers": "nonsense", "firstAnnounced": "2026-01-01T00:00:00Z"});
+        let metadata = json!({"resourceVersion": "9"});
+        let items = json!([record(1, bad.clone()), record(2, good)]);
+        let (client, _) = scripted_client(vec![
+            (200, json!({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items}).to_string()),
+            events(&[("ADDED", record(10, bad))]),
+        ]);
+        let wake = Wake::default();
+        let (mut listener, store) = (wake.listener(), Store::new(&wake));
+        let mut watch = pin!(watch::<crds::LoadBalancerIP, _, _>(client, source::records(), store.clone()));
+        while store.read(|table| table.objects().count()) != Some(3) {
+            tokio::select! {
+                never = &mut watch => match never {},
+                () = listener.wait() => {}
+                () = sleep(Duration::from_secs(600)) => panic!("known: {:?}", store.snapshot()),
+            }
+        }
+        let records = store.snapshot().expect("a list");
+        let known = records.values().map(|record| (record.holders.len(), record.announcers.len()));
+        assert_eq!(known.collect::<Vec<_>>(), [(1, 0), (1, 1), (1, 0)]);
+        assert!(store.take_changes().into_iter().flatten().all(|change| !change.is_unreadable));
     }
 
     #[tokio::test(start_paused = true)]
