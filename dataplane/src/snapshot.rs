@@ -26,6 +26,9 @@ pub struct Snapshot {
     pub pod_ranges: Vec<IpNet>,
     /// The addresses at which this node's Service proxy serves node ports (InternalIP), the preferred one first.
     pub node_ips: Vec<IpAddr>,
+    /// All known addresses of this node, on all of its links. An lb_ip among them is left out: the rules would drop
+    /// packets to all other ports of the node, such as those of ssh.
+    pub own_addresses: BTreeSet<IpAddr>,
     /// The backend of Services without the annotation `landfall.dev/backend`.
     pub backend: Backend,
     /// The names of the nodes that the speaker reports dead. Their endpoints get new connections only if there are no

@@ -6,12 +6,13 @@ mod world;
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
-use std::net::Ipv6Addr;
+use std::net::{Ipv6Addr, SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
 use crds::Protocol::Tcp;
+use dataplane::Snapshot;
 use harness::{all, apply, endpoint_of, engine, web};
-use sample::{service, snapshot, terminating};
+use sample::{ip, service, snapshot, terminating};
 use world::{Answer, CLIENT, Net, PATIENCE, SILENCE, V4, V6, World, ask_tcp, ask_udp, connect, icmp, nft, ping, udp};
 
 #[test]
@@ -39,6 +40,23 @@ fn both_families_of_a_service_are_served_at_once() {
     apply(&mut engine, &snapshot([web(V6, [endpoint_of(V6, &pod)])]));
     assert_eq!(ask_tcp(&world.client, &V6.port(80)), Answer::new(&pod, V6.client));
     assert_eq!(ping(&world.client, V6.lb_ip).map_err(|error| error.kind()), Ok(()));
+}
+
+#[test]
+fn an_lb_ip_that_the_node_has_itself_keeps_its_other_ports() {
+    Net::each(|net| {
+        let world = World::new();
+        let pod = world.pod(1, 5);
+        let own = SocketAddr::new(ip(net.n1), 22);
+        let _ssh = world.n1.run(|| TcpListener::bind(own)).expect("a port of the node");
+        let other = service("other").holds(net.n1).port("tcp", Tcp, 80);
+        let other = other.slice(&[("tcp", Tcp, 8080)], [endpoint_of(net, &pod)]);
+        let snapshot = snapshot([web(net, [endpoint_of(net, &pod)]), other]);
+        let own_addresses = BTreeSet::from([own.ip()]);
+        apply(&mut engine(&world), &Snapshot { own_addresses, ..snapshot });
+        connect(&world.client, &own.to_string(), PATIENCE).expect("the node answers itself");
+        assert_eq!(ask_tcp(&world.client, &net.port(80)), Answer::new(&pod, net.client), "the other lb_ip");
+    });
 }
 
 #[test]

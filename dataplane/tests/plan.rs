@@ -284,6 +284,25 @@ fn missing_and_refused_endpoints_are_reported_per_service() {
 }
 
 #[test]
+fn an_address_of_the_node_is_left_alone_and_reported() {
+    let two = [web([ready_("l1")]), service("other").holds("192.0.2.10").holds("192.0.2.11").port("", Tcp, 81)];
+    let snapshot = Snapshot { own_addresses: [ip("192.0.2.10")].into(), ..snapshot(two) };
+    let planned = plan_ruleset(&snapshot);
+    let lb_ip = &planned.addresses[&ip("192.0.2.10")];
+    let problems = ["other", "web"].map(|name| Problem {
+        service: Key::new("default", name),
+        reason: ProblemReason::AddressOfNode,
+        what: "192.0.2.10".into(),
+    });
+    assert!(problems.iter().all(Problem::is_mistake));
+    assert_eq!((&lb_ip.problems, lb_ip.ports.len()), (&BTreeSet::from(problems), 0));
+    let elements = ruleset_elements(&planned);
+    let names: Vec<String> = elements.keys().map(ToString::to_string).collect();
+    assert!(names.iter().all(|name| !name.contains("192.0.2.10")), "{names:?}");
+    assert!(names.contains(&"192.0.2.11 in addresses".to_owned()), "{names:?}");
+}
+
+#[test]
 fn ranges_of_pods_are_merged_and_sorted() {
     let ranges = |nets: &[&str]| {
         let pod_ranges = nets.iter().map(|net| net.parse().expect("a range")).collect();
@@ -368,6 +387,7 @@ prop_compose! {
         other in a_service("other"),
         there: [bool; 2],
         pods in proptest::option::of((0u8..4, 22u8..26)),
+        own in proptest::collection::btree_set(0u8..4, 0..2),
         dead in proptest::collection::btree_set(prop_oneof![Just(NODE.to_owned()), Just("n2".to_owned())], 0..2),
         others in prop_oneof![Just(None), Just(Some(&[][..])), Just(Some(&["n2"][..])), Just(Some(&["n2", "n3"][..]))],
     ) -> Snapshot {
@@ -375,7 +395,8 @@ prop_compose! {
         let net = |(third, length)| format!("10.0.{third}.0/{length}").parse().expect("a range");
         let services = [one, other].into_iter().zip(there).filter_map(|(service, there)| there.then_some(service));
         let node_ips = vec![ip("10.0.9.1")];
-        Snapshot { dead, links, node_ips, pod_ranges: pods.map(net).into_iter().collect(), ..snapshot(services) }
+        let own_addresses = own.into_iter().map(|last| ip(&format!("192.0.2.{last}"))).collect();
+        Snapshot { dead, links, node_ips, own_addresses, pod_ranges: pods.map(net).into_iter().collect(), ..snapshot(services) }
     }
 }
 

@@ -68,6 +68,7 @@ impl Composer {
                 self.composition.dataplane.dead = self.dead_rx.borrow_and_update().clone();
                 self.composition.dataplane.reply_paths = self.reply_paths_rx.borrow_and_update().clone();
                 self.composition.set_neighbours(&self.neighbours_rx.borrow_and_update());
+                self.composition.set_network(self.network_rx.borrow_and_update().as_ref());
                 self.composition.apply(changes);
                 // A node that is missing in the first snapshot would lose connections that the kernel spreads to it.
                 let hellos_until = *hellos_until.get_or_insert_with(|| Instant::now() + FIRST_HELLOS_TIMEOUT);
@@ -96,7 +97,7 @@ impl Composer {
     /// Sends each snapshot that has changed. The dataplane gets none while its first snapshot waits for Hellos.
     fn send(&mut self, is_waiting: bool) {
         let Composition { dataplane, speaker, .. } = &self.composition;
-        let links = self.network_rx.borrow_and_update().as_ref().map(|network| reply_links(network, dataplane));
+        let links = self.network_rx.borrow().as_ref().map(|network| reply_links(network, dataplane));
         send_if_new(&self.reply_links_tx, links);
         if !is_waiting {
             send_if_new(&self.dataplane_tx, Some(Arc::new(dataplane.clone())));

@@ -28,6 +28,8 @@ pub(crate) struct Composition {
     cluster: Cluster,
     /// The nodes that the speaker has heard on each link; `None` if no speaker runs.
     neighbours: Option<Neighbours>,
+    /// The network of this node; `None` if it is unknown.
+    network: Option<NodeNetworkSpec>,
     /// The options of a Service that specifies none. Most Services share them.
     default_options: Arc<ServiceOptions>,
     /// The owner of this composition sets the dead nodes and the reply paths.
@@ -43,6 +45,7 @@ impl Composition {
         Self {
             cluster: Cluster::default(),
             neighbours: None,
+            network: None,
             default_options: Arc::default(),
             dataplane: dataplane::Snapshot {
                 node: node.to_owned(),
@@ -68,6 +71,21 @@ impl Composition {
         }
     }
 
+    /// Sets the network of this node.
+    pub(super) fn set_network(&mut self, network: Option<&NodeNetworkSpec>) {
+        if self.network.as_ref() != network {
+            self.network = network.cloned();
+            self.set_own_addresses();
+        }
+    }
+
+    fn set_own_addresses(&mut self) {
+        let addresses = own_addresses(&self.dataplane.node_ips, self.network.as_ref());
+        if addresses != self.dataplane.own_addresses {
+            self.dataplane.own_addresses = addresses;
+        }
+    }
+
     /// Whether the speaker has heard every node that may be on a link of this node.
     pub(super) fn has_heard_all(&self) -> bool {
         links(&self.dataplane.node, &self.cluster, None) == self.dataplane.links
@@ -84,7 +102,8 @@ impl Composition {
         if affected.nodes || affected.peer_links {
             let own = self.cluster.nodes().get(&self.dataplane.node);
             self.dataplane.pod_ranges = pod_ranges(own);
-            self.dataplane.node_ips = own_addresses(own);
+            self.dataplane.node_ips = node_ips(own);
+            self.set_own_addresses();
             self.speaker.node_addresses.clone_from(&self.dataplane.node_ips);
             self.set_links();
         }
@@ -208,8 +227,15 @@ fn pod_ranges(own: Option<&Arc<Node>>) -> Vec<IpNet> {
     own.into_iter().flat_map(|own| &own.pod_cidrs).filter_map(|cidr| cidr.parse().ok()).collect()
 }
 
-fn own_addresses(own: Option<&Arc<Node>>) -> Vec<IpAddr> {
+fn node_ips(own: Option<&Arc<Node>>) -> Vec<IpAddr> {
     own.map(|own| own.addresses.clone()).unwrap_or_default()
+}
+
+/// The addresses of this node: those in the Node, and those of its links.
+fn own_addresses(node_ips: &[IpAddr], network: Option<&NodeNetworkSpec>) -> BTreeSet<IpAddr> {
+    let of_links = network.into_iter().flat_map(|network| &network.links).flat_map(|link| &link.addresses);
+    let of_links = of_links.filter_map(|address| address.parse::<IpNet>().ok()).map(|net| net.addr());
+    node_ips.iter().copied().chain(of_links).collect()
 }
 
 #[cfg(test)]

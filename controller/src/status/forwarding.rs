@@ -18,7 +18,8 @@ use crate::status::change::is_current;
 use crate::status::reason::{EventReason, ForwardingReason};
 
 /// Problems that a user has to correct. They are events too.
-const MISTAKES: [ProblemReason; 5] = [
+const MISTAKES: [ProblemReason; 6] = [
+    ProblemReason::AddressOfNode,
     ProblemReason::EndpointsRefused,
     ProblemReason::InvalidSourceRange,
     ProblemReason::BackendUnavailable,
@@ -30,9 +31,9 @@ const MISTAKES: [ProblemReason; 5] = [
 fn status_of(reason: ForwardingReason) -> ConditionStatus {
     match reason {
         ForwardingReason::Unreported | ForwardingReason::NotAnnounced => ConditionStatus::Unknown,
-        ForwardingReason::Problem(ProblemReason::NoLocalEndpoints | ProblemReason::NoEndpoints) => {
-            ConditionStatus::False
-        }
+        ForwardingReason::Problem(
+            ProblemReason::NoLocalEndpoints | ProblemReason::NoEndpoints | ProblemReason::AddressOfNode,
+        ) => ConditionStatus::False,
         _ => ConditionStatus::True,
     }
 }
@@ -94,6 +95,10 @@ fn problem_message(lb_ip: IpAddr, problem: &ForwardingProblem) -> String {
         ProblemReason::RequestsFiltered => format!(
             "the kernel of the node that announces {lb_ip} drops requests that arrive on {what} if its route to the \
              client uses another link: set net.ipv4.conf.LINK.rp_filter to 2 (loose)"
+        ),
+        ProblemReason::AddressOfNode => format!(
+            "{lb_ip} is also an address of the node that announces it, and is not forwarded there, so that the node \
+             stays reachable: remove it from the node, or give the Service another address"
         ),
         ProblemReason::Other => {
             format!("{what} of {lb_ip} is not forwarded, for a reason that this version does not know")

@@ -129,6 +129,8 @@ words! {
         NoLocalEndpoints,
         /// A port has no usable endpoint: connections are refused.
         NoEndpoints,
+        /// The address belongs to the node itself, which does not forward it.
+        AddressOfNode,
     }
 }
 
@@ -149,7 +151,8 @@ pub struct ForwardingProblem {
     #[schemars(length(max = 63))]
     pub name: InternedStr,
     /// Reason: `NoEndpoints`, `NoLocalEndpoints`, `EndpointsRefused`, `InvalidSourceRange`, `BackendUnavailable`,
-    /// `UnknownBackend`, `AnswersElsewhere` or `RequestsFiltered`.
+    /// `UnknownBackend`, `AnswersElsewhere`, `RequestsFiltered` or
+    /// `AddressOfNode`.
     #[schemars(with = "String", length(max = 63))]
     pub reason: ProblemReason,
     /// The affected part, depending on `reason`: ports (`80/TCP, 53/UDP`), the address of an endpoint, a source range,

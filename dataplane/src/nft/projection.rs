@@ -128,7 +128,7 @@ pub fn shared_elements(ruleset: &Ruleset) -> Vec<Element> {
 fn any_lb_ip(ruleset: &Ruleset, family: Family) -> Option<&Arc<LbIp>> {
     // Addresses are sorted, IPv4 before IPv6.
     let is_of_family = |(address, _): &(&IpAddr, &Arc<LbIp>)| Family::from(**address) == family;
-    let is_ours = |(_, lb_ip): &(&IpAddr, &Arc<LbIp>)| !lb_ip.is_of_other_proxy();
+    let is_ours = |(_, lb_ip): &(&IpAddr, &Arc<LbIp>)| !lb_ip.is_left_alone();
     let found = match family {
         Family::V4 => ruleset.addresses.iter().take_while(is_of_family).find(is_ours),
         Family::V6 => ruleset.addresses.iter().rev().take_while(is_of_family).find(is_ours),
@@ -147,9 +147,9 @@ pub fn is_needed(ruleset: &Ruleset, table: Table) -> bool {
 /// The initial capacity for the elements of an lb_ip: enough for most.
 const USUAL_ELEMENTS: usize = 24;
 
-/// The elements of one lb_ip; empty if another proxy forwards all of its ports.
+/// The elements of one lb_ip; none if its packets pass unchanged.
 pub fn lb_ip_elements(address: IpAddr, lb_ip: &LbIp) -> Vec<Element> {
-    if lb_ip.is_of_other_proxy() {
+    if lb_ip.is_left_alone() {
         return Vec::new();
     }
     let mut elements =

@@ -36,6 +36,12 @@ pub(crate) fn plan_lb_ip(snapshot: &Snapshot, address: IpAddr) -> Option<LbIp> {
         return None;
     }
     let mut lb_ip = LbIp { counted: snapshot.count_traffic, ..LbIp::default() };
+    if snapshot.own_addresses.contains(&address) {
+        let (reason, what) = (ProblemReason::AddressOfNode, address.to_string());
+        let problem = |service: &Service| Problem { service: service.object.key.clone(), reason, what: what.clone() };
+        lb_ip.problems = holders.into_iter().map(problem).collect();
+        return Some(LbIp { is_of_node: true, ..lb_ip });
+    }
     for service in holders {
         plan_service(snapshot, Family::from(address), service, &mut lb_ip);
     }

@@ -62,6 +62,7 @@ impl Planner {
             let [before, after] = [before, after].map(|holders| holders.into_iter().flat_map(|holders| holders.iter()));
             self.held.replace(*address, before, after);
         }
+        affected.extend(before.own_addresses.symmetric_difference(&after.own_addresses));
         let mut touch = |key: &Key| affected.extend(self.held.addresses_of(key));
         for (key, before, after) in before.services.differing(&after.services) {
             if !before.zip(after).is_some_and(|(before, after)| before.is_same(after)) {

@@ -9,7 +9,8 @@ use crds::{Key, ProblemReason};
 pub struct Problem {
     pub service: Key,
     pub reason: ProblemReason,
-    /// The subject: ports, the address of an endpoint, a source range, or a backend and its missing requirement.
+    /// The subject: ports, the address of an endpoint, a source range, a backend and its missing requirement, or an
+    /// address of the node.
     pub what: String,
 }
 
@@ -49,6 +50,11 @@ impl fmt::Display for Problem {
                 write!(f, "replies of Service {service} may leave by another link than the requests came in by: {what}")
             }
             ProblemReason::RequestsFiltered => write!(f, "the kernel may drop requests to Service {service}: {what}"),
+            ProblemReason::AddressOfNode => write!(
+                f,
+                "Service {service} is not forwarded: {what} is an address of this node itself; remove it from the \
+                 node, or give the Service another address"
+            ),
             ProblemReason::NoLocalEndpoints | ProblemReason::Other => {
                 write!(f, "Service {service} has no endpoint for {what} on this node: packets from outside are dropped")
             }

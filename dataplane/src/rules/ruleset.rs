@@ -191,12 +191,16 @@ impl fmt::Display for Frontend {
 /// The ports and problems of one lb_ip.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LbIp {
-    /// Packets to any other port are dropped. If they were routed, they would go back to the router they came from.
+    /// Packets to any other port are dropped, unless the lb_ip [is left alone](Self::is_left_alone). If they were
+    /// routed, they would go back to the router they came from.
     pub ports: BTreeMap<(Protocol, u16), Box<Target>>,
     /// Problems to report to users.
     pub problems: BTreeSet<Problem>,
     /// Whether packets to it are counted.
     pub counted: bool,
+    /// Whether it is an address of this node itself. Then it has no ports, and its packets pass unchanged: otherwise
+    /// the node would lose its own ports, such as those of ssh and the kubelet.
+    pub is_of_node: bool,
 }
 
 /// The key by which the share table of a frame is looked up.
@@ -237,9 +241,9 @@ impl LbIp {
         self.ports.values().flat_map(|target| [target.outside_dispatch(), target.inside_dispatch()]).flatten()
     }
 
-    /// Whether another proxy forwards all of its ports.
-    pub fn is_of_other_proxy(&self) -> bool {
-        !self.ports.is_empty() && self.ports.values().all(|target| target.other_proxy)
+    /// Whether its packets pass unchanged: it is an address of this node, or another proxy forwards all of its ports.
+    pub fn is_left_alone(&self) -> bool {
+        self.is_of_node || !self.ports.is_empty() && self.ports.values().all(|target| target.other_proxy)
     }
 
     /// How packets from outside reach endpoints on other nodes.

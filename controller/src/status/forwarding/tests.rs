@@ -50,12 +50,12 @@ fn condition(world: &World) -> (String, String) {
 #[test]
 fn condition_reports_reach_and_problems() {
     use ProblemReason::{
-        AnswersElsewhere, BackendUnavailable, EndpointsRefused, InvalidSourceRange, NoEndpoints, NoLocalEndpoints,
-        RequestsFiltered, UnknownBackend,
+        AddressOfNode, AnswersElsewhere, BackendUnavailable, EndpointsRefused, InvalidSourceRange, NoEndpoints,
+        NoLocalEndpoints, RequestsFiltered, UnknownBackend,
     };
     use Reach::{Mixed, Proxied, Spread, Translated};
     type Case<'a> = (Option<Reach>, &'a [(&'a str, ProblemReason, &'a str)], &'a str, &'a str);
-    let cases: [Case<'_>; 16] = [
+    let cases: [Case<'_>; 17] = [
         (Some(Spread), &[], "True Spread", "192.0.2.10 is spread over nodes, and endpoints see the client"),
         (Some(Mixed), &[], "True Mixed", "endpoints elsewhere see a node, not the client"),
         (Some(Translated), &[], "True Translated", "is forwarded by the node that announces it"),
@@ -96,6 +96,12 @@ fn condition_reports_reach_and_problems() {
             "than the requests arrive on: no router is known on link eth1",
         ),
         (Some(Spread), &[("web", RequestsFiltered, "link eth1")], "True RequestsFiltered", "rp_filter to 2"),
+        (
+            Some(Translated),
+            &[("web", AddressOfNode, "192.0.2.10")],
+            "False AddressOfNode",
+            "is also an address of the node that announces it",
+        ),
         (Some(Reach::Other), &[("web", ProblemReason::Other, "y")], "True Other", "this version does not know"),
     ];
     let mut world = world();
@@ -109,7 +115,7 @@ fn condition_reports_reach_and_problems() {
         // A new controller finds nothing to write either.
         assert_eq!(ClusterIndex::from_snapshot(&world.snapshot).plan(at_second(200)), Plan::default(), "{expected}");
     }
-    assert_eq!(seen.len(), 15);
+    assert_eq!(seen.len(), 16);
 }
 
 #[test]

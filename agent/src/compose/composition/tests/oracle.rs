@@ -11,7 +11,7 @@ use model::eligibility::Eligibility;
 use model::{Cluster, SharedMap};
 use speaker::Neighbours;
 
-use super::super::{Composition, links, own_addresses, pod_ranges, service_options};
+use super::super::{Composition, links, node_ips, own_addresses, pod_ranges, service_options};
 
 /// The objects of a cluster, by kind.
 #[derive(Clone, Debug, Default)]
@@ -99,7 +99,8 @@ pub(super) fn snapshots(
         node: node.to_owned(),
         dead,
         pod_ranges: pod_ranges(nodes.get(node)),
-        node_ips: own_addresses(nodes.get(node)),
+        own_addresses: own_addresses(&node_ips(nodes.get(node)), None),
+        node_ips: node_ips(nodes.get(node)),
         backend: Backend::Endpoints,
         addresses: addresses.iter().map(|(address, record)| (*address, holders(record))).collect(),
         links,
@@ -114,7 +115,7 @@ pub(super) fn snapshots(
         slices: slices.clone(),
         count_traffic: false,
     };
-    let node_addresses = own_addresses(nodes.get(node));
+    let node_addresses = node_ips(nodes.get(node));
     (dataplane, speaker::Snapshot { node_addresses, addresses: eligibility.policies().clone() })
 }
 

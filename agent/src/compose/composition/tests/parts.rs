@@ -133,6 +133,21 @@ fn reply_links_exclude_pod_links_and_unused_families() {
 }
 
 #[test]
+fn own_addresses_are_those_of_the_node_and_of_its_links() {
+    let mut composition = objects().composition("n1");
+    let own = |composition: &Composition| {
+        composition.dataplane.own_addresses.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(own(&composition), ["192.0.2.11"]);
+    let addresses = ["192.0.2.11/24", "192.0.2.200/32", "?", "2001:db8::11/64"];
+    let eth0 = NodeLink { name: "eth0".into(), addresses: addresses.map(str::to_owned).into(), mac: None };
+    composition.set_network(Some(&NodeNetworkSpec { links: vec![eth0], gateways: vec!["192.0.2.1".into()] }));
+    assert_eq!(own(&composition), ["192.0.2.11", "192.0.2.200", "2001:db8::11"]);
+    composition.set_network(None);
+    assert_eq!(own(&composition), ["192.0.2.11"]);
+}
+
+#[test]
 fn links_have_only_heard_nodes_of_the_same_network() {
     let link = |name: &str, mac: &str, address: &str| {
         let address: IpNet = address.parse().expect("an address");
