@@ -42,7 +42,7 @@
 //! 1. A client's SYN to 192.0.2.10:80 comes in. `nat-prerouting` finds it in `services`, and `ways` leads to `pick-1`,
 //!    which translates the destination to 10.244.1.5:8080. `nat-postrouting` finds the endpoint in `local`, so the
 //!    source stays.
-//! 2. A pod of this node connects. Its source is in `pods`, so `inside` decides, and leads to `pick-2`. That chain
+//! 2. A pod of this node connects. Its link is not in `links`, so `inside` decides, and leads to `pick-2`. That chain
 //!    selects one of the two endpoints.
 //! 3. A SYN to 192.0.2.10:81 is in no map. `filter-prerouting` sends it to `unserved`, which drops it.
 //!

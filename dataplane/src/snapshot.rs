@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crds::{Backend, EndpointSlice, Holder, Key, MacAddr};
-use ipnet::IpNet;
 use model::SharedMap;
 
 pub use crate::link_name::LinkName;
@@ -20,10 +19,10 @@ use crate::rules::Sources;
 pub struct Snapshot {
     /// The name of this node. Endpoints on it are local.
     pub node: String,
-    /// The ranges of this node's pods (`Node.spec.podCIDRs`). A packet from these ranges is not from outside, so the
-    /// traffic policy Local does not apply to it. If there are no ranges, packets of pods count as packets from
-    /// outside.
-    pub pod_ranges: Vec<IpNet>,
+    /// The links by which packets of clients may arrive: those of the LANs of this node, but not those of its pods. A
+    /// packet that comes in by another link comes from a pod of this node, so the traffic policy Local does not apply to
+    /// it. If no such link is known, every packet that comes in by a link counts as from outside.
+    pub lan_links: Arc<BTreeSet<LinkName>>,
     /// The addresses at which this node's Service proxy serves node ports (InternalIP), the preferred one first.
     pub node_ips: Vec<IpAddr>,
     /// All known addresses of this node, on all of its links. An lb_ip among them is left out: the rules would drop

@@ -19,7 +19,7 @@ use dataplane::rules::Problem;
 use dataplane::rules::plan_ruleset;
 use dataplane::snapshot::LinkName;
 use dataplane::{Forwarding, Snapshot};
-use harness::{Agent, endpoint_of, with_pods};
+use harness::{Agent, endpoint_of, with_lan};
 use netlink::message::{CREATE, Message, NFTABLES};
 use netlink::socket::Socket;
 use netns::Namespace;
@@ -330,7 +330,7 @@ fn endpoints_leave_and_return_with_their_node() {
         let world = World::new();
         let (near, far) = (world.pod(1, 5), world.pod(2, 5));
         let agent = Agent::start(&world.n1);
-        let alive = with_pods(snapshot([web(net.lb_ip, [endpoint_of(net, &near), endpoint_of(net, &far)])]));
+        let alive = with_lan(snapshot([web(net.lb_ip, [endpoint_of(net, &near), endpoint_of(net, &far)])]));
         let dead = Snapshot { dead: BTreeSet::from(["n2".to_owned()]), ..alive.clone() };
         let answering = || {
             let answers = (0..40).map(|_| ask_tcp(&world.client, &net.port(80)).pod);

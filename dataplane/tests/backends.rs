@@ -17,7 +17,7 @@ use dataplane::Snapshot;
 use dataplane::rules::Problem;
 use dataplane::rules::plan_ruleset;
 use dataplane::rules::{Fallback, FallbackReason};
-use harness::{Agent, all, apply, endpoint_of, engine, web, with_pods};
+use harness::{Agent, all, apply, endpoint_of, engine, web, with_lan};
 use sample::{CLUSTER_IPS, Described, ip, on_eth0, service, snapshot, socket_addr};
 use tracer::{Fate, From, Machine, Packet};
 use world::{Answer, Net, PATIENCE, SILENCE, V4, V6, World, ask_tcp, ask_udp, connect, nft, ping, udp, wait_for};
@@ -73,11 +73,11 @@ fn readdressed_packets_are_proxied_or_dropped() {
             let web = web(net, [sample::ready(&net.pod(2, 6), "n2")])
                 .backend(backend)
                 .only_from(&["0.0.0.0/0", "2001:db8:1::/64"]);
-            let planned = plan_ruleset(&with_pods(on_node([web])));
+            let planned = plan_ruleset(&with_lan(on_node([web])));
             let (address, port) = if backend == NodePort { (net.n1, 30080) } else { (cluster_ip(net), 80) };
             let proxied = BTreeMap::from([(SocketAddr::new(ip(address), port), pod)]);
             for (from, source, masqueraded) in
-                [(From::Link, net.client, true), (From::Link, &*net.pod(1, 5), false), (From::Here, net.n1, true)]
+                [(From::Link, net.client, true), (From::Pod, &*net.pod(1, 5), false), (From::Here, net.n1, true)]
             {
                 let mut machine = Machine::new(&planned, &[net.n1, net.gateway]);
                 let packet = Packet { from, source: ip(source), destination: ip(net.lb_ip), protocol: 17, port: 80 };
@@ -274,7 +274,7 @@ fn a_service_of_another_proxy_is_left_alone() {
     let web = || web(V4, [endpoint_of(V4, &pod)]);
     let other = [("service.kubernetes.io/service-proxy-name", "example.com")];
     let agent = Agent::start(&world.n1);
-    agent.send(with_pods(snapshot([web().labels(other)])));
+    agent.send(with_lan(snapshot([web().labels(other)])));
     wait_for("the lb_ip to be known", || agent.forwarding().addresses.contains(&ip(V4.lb_ip)));
     let published = agent.forwarding();
     assert!(published.serving.contains(&ip(V4.lb_ip)), "it may be announced: {published:?}");
@@ -285,7 +285,7 @@ fn a_service_of_another_proxy_is_left_alone() {
     // ports are dropped.
     let beside = service("beside").holds(V4.lb_ip).port("", crds::Protocol::Tcp, 81);
     let beside = beside.slice(&[("", crds::Protocol::Tcp, 8080)], [endpoint_of(V4, &pod)]);
-    agent.send(with_pods(snapshot([web().labels(other), beside])));
+    agent.send(with_lan(snapshot([web().labels(other), beside])));
     wait_for("our own port", || connect(&world.client, &V4.port(81), SILENCE).is_ok());
     nft(
         &world.n1,

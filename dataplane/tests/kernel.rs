@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crds::Protocol::Tcp;
-use crds::Range;
 use dataplane::flows::affinity::retired_clients;
 use dataplane::nft::codec::contents::table_contents;
 use dataplane::nft::codec::request::Requests;
@@ -19,6 +18,7 @@ use dataplane::nft::layout::{SetId, Table};
 use dataplane::nft::projection::ruleset_elements;
 use dataplane::nft::{Engine, KernelTable, TableOutcome, TableOutcomes};
 use dataplane::rules::{Frontend, Planner, Ruleset, plan_ruleset};
+use dataplane::snapshot::LinkName;
 use dataplane::{Snapshot, remove};
 use netlink::attribute::Attribute;
 use netns::Namespace;
@@ -239,21 +239,22 @@ fn a_new_engine_changes_only_differing_elements() {
     engine(&namespace).apply(&plan(&everything())).expect("apply");
     let mut later = everything();
     later.addresses.remove(&ip("192.0.2.12"));
-    let six = Range::new(ip("2001:db8:244:1::"), ip("2001:db8:244:1:ffff:ffff:ffff:ffff")).expect("a range");
-    let pods_gone = ElementChange::Delete(ElementKey::Pods(Table::V6), ElementValue::Ranges(vec![six]));
-    later.pod_ranges = vec!["10.244.1.0/25".parse().expect("a range")];
+    let eth1 = LinkName::new("eth1").expect("a name");
+    later.lan_links = Arc::new([eth1, LinkName::new("eth0").expect("a name")].into());
     let later = plan(&later);
     let mut applied = engine(&namespace).apply(&later).expect("apply");
-    assert_eq!(applied.remove(&Table::V6), Some(TableOutcome::Changed(vec![pods_gone])));
+    let Some(TableOutcome::Changed(changes)) = applied.remove(&Table::V6) else { panic!("not changed") };
+    let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
+    assert_eq!(changes, ["delete bond0.7 in links", "add eth1 in links"]);
     let Some(TableOutcome::Changed(changes)) = applied.remove(&Table::V4) else { panic!("not changed") };
     let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
     let expected = [
-        "delete set pods of ip landfall",
         "delete 192.0.2.12 in addresses",
+        "delete bond0.7 in links",
         "delete 192.0.2.12:80/TCP in refused",
         "delete 192.0.2.12:80/TCP in traffic",
         "delete 192.0.2.12:80/TCP in begun",
-        "add set pods of ip landfall",
+        "add eth1 in links",
     ];
     assert_eq!(changes, expected);
     assert_eq!(observe(&namespace).0, ours(&later));
@@ -308,7 +309,7 @@ fn a_damaged_table_is_noticed_and_repaired() {
         ("flush ruleset".to_owned(), false),
         ("delete element ip landfall addresses { 192.0.2.10 }".to_owned(), false),
         ("add element ip landfall refused { 192.0.2.99 . tcp . 80 : goto refuse }".to_owned(), false),
-        ("flush set ip landfall pods".to_owned(), false),
+        ("flush set ip landfall links".to_owned(), false),
         (format!("delete rule ip landfall source handle {}", handle("source")), true),
         ("add rule ip landfall unserved accept".to_owned(), true),
         ("add rule ip landfall sticky-10800-pick-3 accept".to_owned(), true),

@@ -15,7 +15,7 @@ use dataplane::nft::projection::ruleset_elements;
 use dataplane::rules::Planner;
 use dataplane::rules::plan_ruleset;
 use dataplane::rules::{Endpoint, LbIp, Pick, Problem, Ruleset, Target};
-use dataplane::snapshot::Service;
+use dataplane::snapshot::{LinkName, Service};
 use model::SharedMap;
 use proptest::prelude::*;
 use sample::{Described, NODE, ip, nothing, on_eth0, ready, service, snapshot, socket_addr, terminating, unready};
@@ -302,21 +302,6 @@ fn an_address_of_the_node_is_left_alone_and_reported() {
     assert!(names.contains(&"192.0.2.11 in addresses".to_owned()), "{names:?}");
 }
 
-#[test]
-fn ranges_of_pods_are_merged_and_sorted() {
-    let ranges = |nets: &[&str]| {
-        let pod_ranges = nets.iter().map(|net| net.parse().expect("a range")).collect();
-        let planned = plan_ruleset(&Snapshot { pod_ranges, ..nothing() });
-        planned.pod_ranges.iter().map(ToString::to_string).collect::<Vec<_>>()
-    };
-    assert_eq!(ranges(&["10.1.0.0/24", "10.0.0.0/24"]), ["10.0.0.0-10.0.0.255", "10.1.0.0-10.1.0.255"]);
-    assert_eq!(ranges(&["10.0.1.0/25", "10.0.0.0/24", "10.0.0.7/32"]), ["10.0.0.0-10.0.1.127"]);
-    assert_eq!(
-        ranges(&["255.255.255.0/24", "::/0"]),
-        ["255.255.255.0-255.255.255.255", "::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"]
-    );
-}
-
 prop_compose! {
     fn an_endpoint()(
         number in 0u8..6,
@@ -386,17 +371,17 @@ prop_compose! {
         one in a_service("one"),
         other in a_service("other"),
         there: [bool; 2],
-        pods in proptest::option::of((0u8..4, 22u8..26)),
+        lan in proptest::collection::btree_set("eth[0-2]", 0..3),
         own in proptest::collection::btree_set(0u8..4, 0..2),
         dead in proptest::collection::btree_set(prop_oneof![Just(NODE.to_owned()), Just("n2".to_owned())], 0..2),
         others in prop_oneof![Just(None), Just(Some(&[][..])), Just(Some(&["n2"][..])), Just(Some(&["n2", "n3"][..]))],
     ) -> Snapshot {
         let links = others.map(on_eth0).unwrap_or_default();
-        let net = |(third, length)| format!("10.0.{third}.0/{length}").parse().expect("a range");
+        let lan_links = Arc::new(lan.iter().filter_map(|name| LinkName::new(name)).collect());
         let services = [one, other].into_iter().zip(there).filter_map(|(service, there)| there.then_some(service));
         let node_ips = vec![ip("10.0.9.1")];
         let own_addresses = own.into_iter().map(|last| ip(&format!("192.0.2.{last}"))).collect();
-        Snapshot { dead, links, node_ips, own_addresses, pod_ranges: pods.map(net).into_iter().collect(), ..snapshot(services) }
+        Snapshot { dead, links, node_ips, own_addresses, lan_links, ..snapshot(services) }
     }
 }
 
@@ -502,7 +487,7 @@ proptest! {
             prop_assert_eq!(&*next, &snapshot);
             let replanned = planner.plan(&next);
             prop_assert_eq!(&*replanned, &plan_ruleset(&snapshot));
-            let same_node = next.pod_ranges == before.pod_ranges && next.node_ips == before.node_ips;
+            let same_node = next.lan_links == before.lan_links && next.node_ips == before.node_ips;
             if replanned == planned && same_node && next.links == before.links {
                 prop_assert!(Arc::ptr_eq(&replanned, &planned), "an equal ruleset is the same `Arc`");
             }
@@ -527,7 +512,6 @@ proptest! {
         for holders in turned.addresses.values_mut() {
             *holders = holders.iter().rev().cloned().collect();
         }
-        turned.pod_ranges.reverse();
         prop_assert_eq!(plan_ruleset(&turned), plan_ruleset(&snapshot));
     }
 

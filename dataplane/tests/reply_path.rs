@@ -241,7 +241,7 @@ fn mark_chains_are_printed_and_observed_unchanged() {
         ["type route hook output priority mangle; policy accept;", answers]
     );
     // An agent that starts finds no difference.
-    let nothing = engine_on(&world.node).apply(&Arc::new(dataplane::rules::plan_ruleset(&harness::with_pods(
+    let nothing = engine_on(&world.node).apply(&Arc::new(dataplane::rules::plan_ruleset(&harness::with_lan(
         with_reply_paths(&eth1, snapshot([web(V4, [])])),
     ))));
     assert!(nothing.expect("apply").is_empty());

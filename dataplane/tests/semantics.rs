@@ -15,7 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use crds::Endpoint;
 use dataplane::Snapshot;
 use dataplane::rules::plan_ruleset;
-use harness::{apply, engine, web, with_pods};
+use harness::{apply, engine, web, with_lan};
 use netns::Namespace;
 use sample::{Described, NODE, ip, ready, service, snapshot, terminating, unready};
 use tracer::{Fate, From, Machine, Packet};
@@ -40,14 +40,14 @@ const ASKING: u8 = 5;
 fn packet(net: Net, client: Client, protocol: u8, port: u16) -> Packet {
     let (from, source) = match client {
         Client::Outside => (From::Link, net.client.to_owned()),
-        Client::Pod => (From::Link, net.pod(1, ASKING)),
+        Client::Pod => (From::Pod, net.pod(1, ASKING)),
         Client::Node => (From::Here, net.n1.to_owned()),
     };
     Packet { from, source: ip(&source), destination: ip(net.lb_ip), protocol, port }
 }
 
 fn fates(net: Net, snapshot: &Snapshot, packet: Packet) -> BTreeSet<Fate> {
-    let planned = plan_ruleset(&with_pods(snapshot.clone()));
+    let planned = plan_ruleset(&with_lan(snapshot.clone()));
     Machine::new(&planned, &[net.n1, net.gateway]).fates(packet)
 }
 

@@ -14,7 +14,7 @@ use dataplane::nft::TableOutcomes;
 use dataplane::read_kernel_counters;
 use dataplane::rules::Frontend;
 use dataplane::rules::plan_ruleset;
-use harness::{apply, endpoint_of, engine, web, with_pods};
+use harness::{apply, endpoint_of, engine, web, with_lan};
 use netns::Namespace;
 use sample::{ip, nothing, service, snapshot};
 use std::sync::Arc;
@@ -70,7 +70,7 @@ fn traffic_counters_survive_changes_of_endpoints() {
 
         // Changed counters are no damage. An engine that starts does not change elements because of them either.
         assert_eq!(engine.check().expect("check"), None);
-        let again = Arc::new(plan_ruleset(&with_pods(both)));
+        let again = Arc::new(plan_ruleset(&with_lan(both)));
         assert_eq!(harness::engine(&world).apply(&again).expect("apply"), TableOutcomes::new());
         apply(&mut engine, &nothing());
         assert_eq!(world.n1.run(|| read_kernel_counters().expect("counters")), KernelCounters::default());

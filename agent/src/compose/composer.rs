@@ -20,7 +20,7 @@ use dataplane::reply_path::{ReplyPath, ReplyPathInput};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use super::composition::{Composition, reply_links};
+use super::composition::Composition;
 use super::stores::Stores;
 use crate::channels::{Channels, send_if_new};
 
@@ -70,9 +70,11 @@ impl Composer {
                 self.composition.set_neighbours(&self.neighbours_rx.borrow_and_update());
                 self.composition.set_network(self.network_rx.borrow_and_update().as_ref());
                 self.composition.apply(changes);
-                // A node that is missing in the first snapshot would lose connections that the kernel spreads to it.
+                // A node that is missing in the first snapshot would lose connections that the kernel spreads to it. A
+                // missing link would be forgotten: its packets would not count as from outside.
                 let hellos_until = *hellos_until.get_or_insert_with(|| Instant::now() + FIRST_HELLOS_TIMEOUT);
-                let is_waiting = Instant::now() < hellos_until && !self.composition.has_heard_all();
+                let is_waiting = Instant::now() < hellos_until
+                    && !(self.composition.has_heard_all() && self.composition.knows_network());
                 waits_until = is_waiting.then_some(hellos_until);
                 self.send(is_waiting);
             }
@@ -97,8 +99,7 @@ impl Composer {
     /// Sends each snapshot that has changed. The dataplane gets none while its first snapshot waits for Hellos.
     fn send(&mut self, is_waiting: bool) {
         let Composition { dataplane, speaker, .. } = &self.composition;
-        let links = self.network_rx.borrow().as_ref().map(|network| reply_links(network, dataplane));
-        send_if_new(&self.reply_links_tx, links);
+        send_if_new(&self.reply_links_tx, self.composition.reply_links());
         if !is_waiting {
             send_if_new(&self.dataplane_tx, Some(Arc::new(dataplane.clone())));
         }

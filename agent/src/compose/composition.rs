@@ -30,6 +30,11 @@ pub(crate) struct Composition {
     neighbours: Option<Neighbours>,
     /// The network of this node; `None` if it is unknown.
     network: Option<NodeNetworkSpec>,
+    /// The links of this node since the start, with their last addresses. A link that loses its carrier stays here: when
+    /// it returns, packets arrive before the kernel reports the link.
+    seen_links: BTreeMap<LinkName, Vec<String>>,
+    /// The pod ranges of this node.
+    pod_ranges: Vec<IpNet>,
     /// The options of a Service that specifies none. Most Services share them.
     default_options: Arc<ServiceOptions>,
     /// The owner of this composition sets the dead nodes and the reply paths.
@@ -46,6 +51,8 @@ impl Composition {
             cluster: Cluster::default(),
             neighbours: None,
             network: None,
+            seen_links: BTreeMap::new(),
+            pod_ranges: Vec::new(),
             default_options: Arc::default(),
             dataplane: dataplane::Snapshot {
                 node: node.to_owned(),
@@ -75,8 +82,40 @@ impl Composition {
     pub(super) fn set_network(&mut self, network: Option<&NodeNetworkSpec>) {
         if self.network.as_ref() != network {
             self.network = network.cloned();
+            let links = network.into_iter().flat_map(|network| &network.links);
+            let links = links.filter_map(|link| Some((LinkName::new(&link.name)?, link.addresses.clone())));
+            self.seen_links.extend(links);
+            self.set_lan_links();
             self.set_own_addresses();
         }
+    }
+
+    fn set_lan_links(&mut self) {
+        let are_on_lan = |addresses: &Vec<String>| !has_pod_address(addresses, &self.pod_ranges);
+        let links = self.seen_links.iter().filter(|(_, addresses)| are_on_lan(addresses)).map(|(name, _)| *name);
+        let links: BTreeSet<LinkName> = links.collect();
+        if links != *self.dataplane.lan_links {
+            self.dataplane.lan_links = Arc::new(links);
+        }
+    }
+
+    /// The links and families that need a reply path; `None` while the network is unknown. A link with pod addresses
+    /// needs none: only pods of this node send requests to an lb_ip through it.
+    pub(super) fn reply_links(&self) -> Option<ReplyPathInput> {
+        let links = &self.network.as_ref()?.links;
+        let links = links.iter().filter(|link| !has_pod_address(&link.addresses, &self.pod_ranges));
+        let lb_ips = &self.dataplane.addresses;
+        let ends = [lb_ips.keys().next(), lb_ips.keys().next_back()];
+        Some(ReplyPathInput {
+            links: links.filter_map(|link| LinkName::new(&link.name)).collect(),
+            // IPv4 addresses sort before IPv6 addresses.
+            families: ends.into_iter().flatten().copied().map(Family::from).collect(),
+        })
+    }
+
+    /// Whether the network of this node is known.
+    pub(super) fn knows_network(&self) -> bool {
+        self.network.is_some()
     }
 
     fn set_own_addresses(&mut self) {
@@ -101,8 +140,9 @@ impl Composition {
         self.dataplane.slices = self.cluster.slices().clone();
         if affected.nodes || affected.peer_links {
             let own = self.cluster.nodes().get(&self.dataplane.node);
-            self.dataplane.pod_ranges = pod_ranges(own);
+            self.pod_ranges = pod_ranges(own);
             self.dataplane.node_ips = node_ips(own);
+            self.set_lan_links();
             self.set_own_addresses();
             self.speaker.node_addresses.clone_from(&self.dataplane.node_ips);
             self.set_links();
@@ -168,20 +208,10 @@ fn only_in_use(change: Change) -> Change {
     }
 }
 
-/// The links and families that need a reply path. A link with pod addresses needs none: only pods of this node send
-/// requests to an lb_ip through it.
-pub(super) fn reply_links(network: &NodeNetworkSpec, snapshot: &dataplane::Snapshot) -> ReplyPathInput {
-    let is_pod_address = |address: &String| {
-        let own: Option<IpAddr> = address.split('/').next().and_then(|own| own.parse().ok());
-        own.is_some_and(|own| snapshot.pod_ranges.iter().any(|range| range.contains(&own)))
-    };
-    let links = network.links.iter().filter(|link| !link.addresses.iter().any(is_pod_address));
-    let ends = [snapshot.addresses.keys().next(), snapshot.addresses.keys().next_back()];
-    ReplyPathInput {
-        links: links.filter_map(|link| LinkName::new(&link.name)).collect(),
-        // IPv4 addresses sort before IPv6 addresses.
-        families: ends.into_iter().flatten().copied().map(Family::from).collect(),
-    }
+/// Whether one of these addresses of a link is in a pod range: the link is the bridge of this node's pods.
+fn has_pod_address(addresses: &[String], pod_ranges: &[IpNet]) -> bool {
+    let mut own = addresses.iter().filter_map(|address| address.parse::<IpNet>().ok()).map(|net| net.addr());
+    own.any(|own| pod_ranges.iter().any(|range| range.contains(&own)))
 }
 
 /// The links on which this node can re-send frames, and the nodes on each. Another node is on a link under two
@@ -222,7 +252,7 @@ fn service_options(service: &Service, no_spreading: bool) -> ServiceOptions {
     ServiceOptions { sources, affinity: service.affinity, no_spreading }
 }
 
-/// The pod ranges of this node. An invalid range is ignored: its pods count as outside clients.
+/// The pod ranges of this node. An invalid range is ignored: a bridge of its pods counts as a link of clients.
 fn pod_ranges(own: Option<&Arc<Node>>) -> Vec<IpNet> {
     own.into_iter().flat_map(|own| &own.pod_cidrs).filter_map(|cidr| cidr.parse().ok()).collect()
 }

@@ -14,10 +14,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crds::Range;
 use model::SharedMap;
 
-use crate::rules::{Frontend, LbIp, Pick, Ruleset, Target, contains_address, full_outer_join};
+use crate::rules::{Frontend, LbIp, Pick, Ruleset, Target, full_outer_join};
 
 /// An entry of the kernel's map `affinity`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -30,11 +29,10 @@ pub struct AffinityEntry {
 /// The ports with entries that can be invalid.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RetiredClients {
-    ports: BTreeMap<Frontend, AllowedEndpoints>,
+    /// The endpoints of each of these ports that clients may keep.
+    ports: BTreeMap<Frontend, BTreeSet<SocketAddr>>,
     /// Whether all entries of other ports are invalid. Otherwise they are all valid.
     others: bool,
-    /// The ranges of this node's pods.
-    pods: Vec<Range>,
 }
 
 /// The endpoints that clients of a port may use.
@@ -51,15 +49,10 @@ impl RetiredClients {
     }
 
     /// Whether this entry must be deleted.
-    ///
-    /// Here only pods of this node count as inside. Connections of the node itself come from inside too, but its
-    /// addresses are unknown here. So under the traffic policy Local, an entry of the node may be deleted without need
-    /// when endpoints change.
     pub fn contains(&self, entry: &AffinityEntry) -> bool {
         match self.ports.get(&entry.frontend) {
             None => self.others,
-            Some(allowed) if contains_address(&self.pods, entry.client) => !allowed.inside.contains(&entry.endpoint),
-            Some(allowed) => !allowed.outside.contains(&entry.endpoint),
+            Some(kept) => !kept.contains(&entry.endpoint),
         }
     }
 }
@@ -69,33 +62,36 @@ pub fn retired_clients(before: Option<&Ruleset>, after: &Ruleset) -> RetiredClie
     let nothing = SharedMap::default();
     let mut ports = BTreeMap::new();
     let others = before.is_none();
-    let same_pods = before.is_some_and(|before| before.pod_ranges == after.pod_ranges);
     let known = before.map_or(&nothing, |ruleset| &ruleset.addresses);
-    // If the pod ranges changed, every port is affected. `differing` skips parts that both maps share, so it gets a
-    // copy of the new map that shares none.
-    let copy: SharedMap<_, _>;
-    let now = if same_pods {
-        &after.addresses
-    } else {
-        copy = after.addresses.iter().map(|(address, lb_ip)| (*address, Arc::clone(lb_ip))).collect();
-        &copy
-    };
-    for (address, old, new) in known.differing(now) {
-        if same_pods && matches!((old, new), (Some(old), Some(new)) if Arc::ptr_eq(old, new)) {
+    for (address, old, new) in known.differing(&after.addresses) {
+        if matches!((old, new), (Some(old), Some(new)) if Arc::ptr_eq(old, new)) {
             continue;
         }
         let (old, new) = (allowed_endpoints(*address, old), allowed_endpoints(*address, new));
         full_outer_join(&old, &new, |port, old, new| {
-            let all_stay = matches!((old, new), (Some(old), Some(new)) if same_pods
-                && old.outside.is_subset(&new.outside)
+            let all_stay = matches!((old, new), (Some(old), Some(new))
+                if old.outside.is_subset(&new.outside)
                 && old.inside.is_subset(&new.inside));
             // A new port has no entries, unless `before` is unknown.
             if !all_stay && (old.is_some() || others) {
-                ports.insert(*port, new.cloned().unwrap_or_default());
+                ports.insert(*port, kept_endpoints(old, new));
             }
         });
     }
-    RetiredClients { ports, others, pods: after.pod_ranges.clone() }
+    RetiredClients { ports, others }
+}
+
+/// The endpoints that clients of a port may keep.
+///
+/// Entries do not show whether their client is inside. Clients outside never get an endpoint that is only for clients
+/// inside. So an endpoint that was only for these has no entries of others, and may be kept while it is for them. If it
+/// was for both, or its past is unknown, clients inside lose it without need.
+fn kept_endpoints(old: Option<&AllowedEndpoints>, new: Option<&AllowedEndpoints>) -> BTreeSet<SocketAddr> {
+    let Some(new) = new else { return BTreeSet::new() };
+    let was_only_inside = |endpoint: &&SocketAddr| {
+        old.is_some_and(|old| old.inside.contains(*endpoint) && !old.outside.contains(*endpoint))
+    };
+    new.outside.iter().chain(new.inside.iter().filter(was_only_inside)).copied().collect()
 }
 
 /// The allowed endpoints of each port with session affinity.
@@ -128,6 +124,7 @@ mod tests {
 
     const A: &str = "10.0.0.1:8080";
     const B: &str = "10.0.0.2:8080";
+    const C: &str = "10.0.0.3:8080";
 
     /// A port of an lb_ip with these endpoints. Packets from outside may use the first `outside` of them.
     fn ruleset(endpoints: &[&str], outside: u32, affinity: Option<u32>) -> Ruleset {
@@ -139,20 +136,16 @@ mod tests {
             ..Target::default()
         };
         let ports = BTreeMap::from([((Protocol::Tcp, 80), Box::new(target))]);
-        let pods = Range::new(IpAddr::from([10, 9, 0, 0]), IpAddr::from([10, 9, 0, 255])).expect("a range");
         let mut ruleset = Ruleset::default();
-        ruleset.pod_ranges = vec![pods];
         ruleset.set(IpAddr::from([192, 0, 2, 10]), Some(LbIp { ports, ..LbIp::default() }));
         ruleset
     }
 
-    /// Whether these are retired: a client outside with A and with B, and a pod with B.
-    fn are_retired(retired: &RetiredClients) -> [bool; 3] {
+    /// Whether a client with A and a client with B are retired.
+    fn are_retired(retired: &RetiredClients) -> [bool; 2] {
         let frontend = Frontend { address: IpAddr::from([192, 0, 2, 10]), protocol: Protocol::Tcp, port: 80 };
-        [("198.51.100.1", A), ("198.51.100.1", B), ("10.9.0.7", B)].map(|(client, endpoint)| {
-            let client = client.parse().expect("an address");
-            retired.contains(&AffinityEntry { client, frontend, endpoint: socket_address(endpoint) })
-        })
+        let client = IpAddr::from([198, 51, 100, 1]);
+        [A, B].map(|endpoint| retired.contains(&AffinityEntry { client, frontend, endpoint: socket_address(endpoint) }))
     }
 
     #[test]
@@ -160,15 +153,17 @@ mod tests {
         let day = Some(86_400);
         let (one, two) = (ruleset(&[A], 1, day), ruleset(&[A, B], 2, day));
         for (case, before, after, expected) in [
-            ("an endpoint goes", Some(&two), &one, [false, true, true]),
-            ("another one comes", Some(&one), &two, [false; 3]),
-            ("unchanged", Some(&two), &two, [false; 3]),
-            ("only from inside", Some(&two), &ruleset(&[A, B], 1, day), [false, true, false]),
-            ("a shorter timeout", Some(&two), &ruleset(&[A, B], 2, Some(1)), [false; 3]),
-            ("no affinity", Some(&two), &ruleset(&[A, B], 2, None), [true; 3]),
-            ("the Service goes", Some(&two), &Ruleset::default(), [true; 3]),
-            ("an unknown past", None, &one, [false, true, true]),
-            ("an unknown past without affinity", None, &ruleset(&[A, B], 2, None), [true; 3]),
+            ("an endpoint goes", Some(&two), &one, [false, true]),
+            ("another one comes", Some(&one), &two, [false; 2]),
+            ("unchanged", Some(&two), &two, [false; 2]),
+            ("only from inside", Some(&two), &ruleset(&[A, B], 1, day), [false, true]),
+            ("still only from inside", Some(&ruleset(&[A, B], 1, day)), &ruleset(&[C, B], 1, day), [true, false]),
+            ("only from inside in an unknown past", None, &ruleset(&[A, B], 1, day), [false, true]),
+            ("a shorter timeout", Some(&two), &ruleset(&[A, B], 2, Some(1)), [false; 2]),
+            ("no affinity", Some(&two), &ruleset(&[A, B], 2, None), [true; 2]),
+            ("the Service goes", Some(&two), &Ruleset::default(), [true; 2]),
+            ("an unknown past", None, &one, [false, true]),
+            ("an unknown past without affinity", None, &ruleset(&[A, B], 2, None), [true; 2]),
         ] {
             assert_eq!(are_retired(&retired_clients(before, after)), expected, "{case}");
         }

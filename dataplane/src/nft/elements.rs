@@ -18,8 +18,6 @@ pub type Elements = BTreeMap<ElementKey, ElementValue>;
 /// Identifies an element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ElementKey {
-    /// All elements of the interval set `pods`, as one.
-    Pods(Table),
     /// A chain that exists only while it is needed.
     Chain(Table, ChainName),
     /// An element of a set or map.
@@ -45,6 +43,8 @@ pub enum KeyParts {
     Slot(MacAddr, u32),
     Mac(MacAddr),
     Link(LinkName),
+    /// The type of a link.
+    LinkType(u16),
     LinkMac(LinkName, MacAddr),
 }
 
@@ -63,21 +63,18 @@ pub enum ElementValue {
     Port(u16),
     /// A MAC address, or the marker of a share table or of a pair of nodes.
     Mac(MacAddr),
-    /// Sorted and merged.
-    Ranges(Vec<Range>),
 }
 
 impl ElementKey {
     pub fn table(&self) -> Table {
         match self {
-            Self::Pods(table) | Self::Chain(table, _) | Self::In(table, ..) => *table,
+            Self::Chain(table, _) | Self::In(table, ..) => *table,
         }
     }
 
     /// The set or map of the element; `None` for a chain.
     pub fn set(&self) -> Option<SetId> {
         match self {
-            Self::Pods(_) => Some(SetId::Pods),
             Self::Chain(..) => None,
             Self::In(_, set, _) => Some(*set),
         }
@@ -88,7 +85,6 @@ impl fmt::Display for ElementKey {
     /// The text by which a user finds the element in the output of `nft list table`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Pods(table) => write!(f, "set pods of {table}"),
             Self::Chain(table, name) => write!(f, "chain {name} of {table}"),
             Self::In(table, set, key @ KeyParts::DispatchId(_)) => write!(f, "{key} in {} of {table}", set.name()),
             Self::In(_, set, key) => write!(f, "{key} in {}", set.name()),
@@ -109,6 +105,7 @@ impl fmt::Display for KeyParts {
             Self::Slot(table, slot) => write!(f, "{table} . {slot}"),
             Self::Mac(mac) => write!(f, "{mac}"),
             Self::Link(link) => write!(f, "{link}"),
+            Self::LinkType(number) => write!(f, "link type {number}"),
             Self::LinkMac(link, mac) => write!(f, "{link} . {mac}"),
         }
     }

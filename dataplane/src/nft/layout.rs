@@ -28,8 +28,8 @@ use std::net::IpAddr;
 use crds::service::Family;
 
 pub use netdev::FIRST_CLIENT_SLOT;
-pub use rule::ChainRule;
 pub(super) use rule::print_duration;
+pub use rule::{ChainRule, ETHERNET};
 pub use sets::{Data, Set, SetId, Type, VERDICT, sets};
 
 use super::chain_name::ChainName;
@@ -38,7 +38,7 @@ use crate::link_name::LinkName;
 /// The name of the tables. Tables of other names are never touched.
 pub const NAME: &str = "landfall";
 /// The comment on the tables, for a person who finds one. It is part of the layout: another text means another version.
-pub const COMMENT: &str = "Landfall forwards LoadBalancer addresses here; made by landfall node; version 8";
+pub const COMMENT: &str = "Landfall forwards LoadBalancer addresses here; made by landfall node; version 9";
 
 /// Hooks of `ip` and `ip6` in several files (NF_INET_PRE_ROUTING, NF_INET_LOCAL_OUT).
 const PREROUTING: u32 = 0;

@@ -10,7 +10,7 @@ use crds::service::Family;
 use super::chain_name::ChainName;
 use super::dispatch_id::DispatchId;
 use super::elements::{ElementKey, ElementValue, Elements, KeyParts};
-use super::layout::{FIRST_CLIENT_SLOT, SetId, Table};
+use super::layout::{ETHERNET, FIRST_CLIENT_SLOT, SetId, Table};
 use super::optional_chains::OptionalChain;
 use crate::rules::{
     Frontend, HashBy, LbIp, NextHops, PairId, ProxyTarget, Ruleset, SlotTable, SpreadKey, TableId, Target,
@@ -115,10 +115,10 @@ pub fn shared_elements(ruleset: &Ruleset) -> Vec<Element> {
             let value = ElementValue::Goto(ChainName::Dispatch(dispatch));
             elements.push((ElementKey::In(table, SetId::Ways, key), value));
         }
-        let ranges: Vec<_> =
-            ruleset.pod_ranges.iter().filter(|range| Family::from(range.first()) == family).copied().collect();
-        if !ranges.is_empty() {
-            elements.push((ElementKey::Pods(table), ElementValue::Ranges(ranges)));
+        let present = |set, key| (ElementKey::In(table, set, key), ElementValue::Present);
+        elements.extend(ruleset.lan_links.iter().map(|link| present(SetId::Links, KeyParts::Link(*link))));
+        if !ruleset.lan_links.is_empty() {
+            elements.push(present(SetId::PodLinkTypes, KeyParts::LinkType(ETHERNET)));
         }
     }
     elements

@@ -131,16 +131,14 @@ fn type_words(kind: Type) -> [&'static str; 2] {
         Type::Protocol => ["inet_proto", "meta l4proto"],
         Type::Port => ["inet_service", "th dport"],
         Type::LinkName => ["ifname", "iifname"],
+        Type::LinkType => ["iface_type", "meta iiftype"],
         Type::Priority => ["classid", "meta priority"],
         Type::Address => unreachable!("invariant: types are resolved before use"),
     }
 }
 
-/// The lines for one element. An interval set is one element with several lines.
+/// The line for one element; none for a chain.
 fn element_lines(set: &Set, key: &ElementKey, value: &ElementValue) -> Vec<String> {
-    if let ElementValue::Ranges(ranges) = value {
-        return ranges.iter().map(print_range).collect();
-    }
     let ElementKey::In(_, _, key) = key else { return Vec::new() };
     let mut parts = with_parts(key, |parts| parts.iter().map(ToString::to_string).collect::<Vec<_>>());
     if let (KeyParts::FrontendRange(_, clients), Some(last)) = (key, parts.last_mut()) {
@@ -149,7 +147,7 @@ fn element_lines(set: &Set, key: &ElementKey, value: &ElementValue) -> Vec<Strin
     let key = parts.join(" . ");
     vec![match value {
         ElementValue::Present if set.counter => format!("{key} counter packets 0 bytes 0"),
-        ElementValue::Present | ElementValue::Ranges(_) => key,
+        ElementValue::Present => key,
         ElementValue::Goto(chain) => format!("{key} : goto {chain}"),
         ElementValue::Return => format!("{key} : return"),
         ElementValue::DispatchId(id) => format!("{key} : {id}"),

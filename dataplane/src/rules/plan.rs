@@ -13,13 +13,13 @@ use super::backend::{Fallback, choose_backend};
 use super::problem::Problem;
 use super::ring::Ring;
 use super::ruleset::{Endpoint, LbIp, Pick, Ruleset, Target};
-use super::sources::merge_ranges;
 use super::spread::{HashBy, Share, rank};
+use crate::link_name::LinkName;
 use crate::snapshot::{Service, Snapshot};
 
 /// Plans all lb_ips of a snapshot.
 pub fn plan_ruleset(snapshot: &Snapshot) -> Ruleset {
-    let mut ruleset = Ruleset::new(merge_ranges(&snapshot.pod_ranges), Arc::clone(&snapshot.reply_paths));
+    let mut ruleset = Ruleset::new(lan_links(snapshot), Arc::clone(&snapshot.reply_paths));
     for address in snapshot.addresses.keys() {
         if let Some(lb_ip) = plan_lb_ip(snapshot, *address) {
             ruleset.set(*address, Some(lb_ip));
@@ -27,6 +27,15 @@ pub fn plan_ruleset(snapshot: &Snapshot) -> Ruleset {
     }
     ruleset.resolve_next_hops(snapshot);
     ruleset
+}
+
+/// The links that packets from outside may come in by. Those with peers are always among them.
+pub(super) fn lan_links(snapshot: &Snapshot) -> Arc<BTreeSet<LinkName>> {
+    let with_peers = snapshot.links.keys();
+    if with_peers.clone().all(|link| snapshot.lan_links.contains(link)) {
+        return Arc::clone(&snapshot.lan_links);
+    }
+    Arc::new(snapshot.lan_links.iter().chain(with_peers).copied().collect())
 }
 
 /// Plans one lb_ip; `None` if no existing Service holds it.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use crds::{EndpointSlice, Key};
 use model::Holdings;
 
-use super::plan::{plan_lb_ip, plan_ruleset};
+use super::plan::{lan_links, plan_lb_ip, plan_ruleset};
 use super::ruleset::Ruleset;
 use crate::snapshot::{Slices, Snapshot};
 
@@ -31,7 +31,6 @@ impl Planner {
         let ruleset = match self.planned.take() {
             Some((before, ruleset))
                 if before.node == snapshot.node
-                    && before.pod_ranges == snapshot.pod_ranges
                     && before.count_traffic == snapshot.count_traffic
                     && before.links == snapshot.links
                     && before.node_ips == snapshot.node_ips
@@ -100,11 +99,15 @@ fn replan(ruleset: Arc<Ruleset>, before: &Snapshot, after: &Snapshot, affected: 
         .map(|address| (*address, plan_lb_ip(after, *address)))
         .filter(|(address, new)| ruleset.addresses.get(address).map(|old| &**old) != new.as_ref())
         .collect();
-    let (is_changed, dead_changed) = (!changed.is_empty(), before.dead != after.dead);
+    let (links_changed, dead_changed) = (before.lan_links != after.lan_links, before.dead != after.dead);
+    let is_changed = !changed.is_empty() || links_changed;
     if !is_changed && !dead_changed {
         return ruleset;
     }
     let mut next = Ruleset::clone(&ruleset);
+    if links_changed {
+        next.lan_links = lan_links(after);
+    }
     if dead_changed {
         next.next_hops_outdated = true;
     }

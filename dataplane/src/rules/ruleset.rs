@@ -2,9 +2,9 @@
 //!
 //! A ruleset consists of lb_ips, ports and endpoints. Only the engine knows how a kernel is programmed.
 //!
-//! Packets have one of two origins. Packets from *outside* come from other hosts; the traffic policy applies to them.
-//! Packets from *inside* come from this node or its pods; they may use every endpoint under either policy, as with
-//! kube-proxy. The source ranges of a Service apply to both.
+//! Packets have one of two origins. Packets from *outside* come in by a link of clients; the traffic policy applies to
+//! them. Packets from *inside* come from this node or its pods; they may use every endpoint under either policy, as
+//! with kube-proxy. The source ranges of a Service apply to both.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -20,14 +20,16 @@ use super::next_hops::NextHops;
 use super::problem::Problem;
 use super::ring::{Ring, RingId};
 use super::spread::{HashBy, Share, SlotTable, TableId};
+use crate::link_name::LinkName;
 use crate::reply_path::ReplyPath;
 use crate::snapshot::Snapshot;
 
 /// The rules for packets on this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ruleset {
-    /// The ranges of this node's pods, sorted and merged.
-    pub pod_ranges: Vec<Range>,
+    /// The links that packets from outside may come in by. If there are none, all packets that come by a link count as
+    /// from outside.
+    pub lan_links: Arc<BTreeSet<LinkName>>,
     /// The links whose connections are marked, so that replies leave by the link of the request.
     pub reply_paths: Arc<BTreeSet<ReplyPath>>,
     /// Every lb_ip that an existing Service holds. Packets to any other address pass unchanged, and no other
@@ -57,8 +59,8 @@ struct UsedTable {
 
 impl Ruleset {
     /// A ruleset without any lb_ip.
-    pub(crate) fn new(pod_ranges: Vec<Range>, reply_paths: Arc<BTreeSet<ReplyPath>>) -> Self {
-        Self { pod_ranges, reply_paths, ..Self::default() }
+    pub(crate) fn new(lan_links: Arc<BTreeSet<LinkName>>, reply_paths: Arc<BTreeSet<ReplyPath>>) -> Self {
+        Self { lan_links, reply_paths, ..Self::default() }
     }
 
     /// Sets or removes an lb_ip. After the last change, the caller must call [`Ruleset::resolve_next_hops`].

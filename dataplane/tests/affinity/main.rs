@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::net::UdpSocket;
 
 use crds::Endpoint;
-use harness::{Agent, all, endpoint_of, web, with_pods};
+use harness::{Agent, all, endpoint_of, web, with_lan};
 use netns::Namespace;
 use sample::{Described, NODE, ip, ready, service, snapshot, terminating};
 use world::{Answer, Net, Pod, V4, World, ask_tcp, ask_udp, udp, wait_for};
@@ -29,7 +29,7 @@ fn send_and_wait(agent: &Agent, net: Net, web: Described, round: u16) {
     let marker = service("marker").holds(net.other).port("", crds::Protocol::Tcp, round).local();
     let marker = marker.slice(&[("", crds::Protocol::Tcp, 1)], [ready(&net.pod(1, 99), NODE)]);
     let serving = if round.is_multiple_of(2) { marker } else { service("marker").holds(net.other) };
-    agent.send(with_pods(snapshot([web, serving])));
+    agent.send(with_lan(snapshot([web, serving])));
     wait_for("the change", || agent.forwarding().serving.contains(&ip(net.other)) == round.is_multiple_of(2));
 }
 

@@ -116,9 +116,7 @@ impl Cluster {
         let addresses = others.map(|other| (name(*other), [V4, V6].map(|net| sample::ip(&net.node(*other))).to_vec()));
         let link = Link { mac: mac(node), peers, addresses: addresses.collect() };
         let links = [(LinkName::new("eth0").expect("a name"), link)].into();
-        let pod_ranges = [format!("10.244.{node}.0/24"), format!("2001:db8:244:{node}::/64")];
-        let pod_ranges = pod_ranges.iter().map(|range| range.parse().expect("a range")).collect();
-        Arc::new(plan_ruleset(&Snapshot { node: name(node), links, pod_ranges, ..snapshot.clone() }))
+        Arc::new(plan_ruleset(&Snapshot { node: name(node), links, ..snapshot.clone() }))
     }
 
     /// Programs one node.

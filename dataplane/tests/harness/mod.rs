@@ -9,12 +9,13 @@ use crds::Endpoint;
 use crds::Protocol::{Tcp, Udp};
 use dataplane::nft::Engine;
 use dataplane::rules::plan_ruleset;
+use dataplane::snapshot::LinkName;
 use dataplane::{Counters, Forwarding, Snapshot};
 use netns::Namespace;
 use tokio::sync::watch;
 
 use crate::sample::{self, Described, NODE, service};
-use crate::world::{Answer, Net, Pod, V4, V6, World};
+use crate::world::{Answer, Net, Pod, World};
 
 /// A Service at port 80 of the lb_ip, TCP and UDP, with these endpoints.
 pub fn web(net: Net, endpoints: impl IntoIterator<Item = Endpoint>) -> Described {
@@ -39,13 +40,13 @@ pub fn engine_on(host: &Namespace) -> Engine {
 
 /// Programs the first node.
 pub fn apply(engine: &mut Engine, snapshot: &Snapshot) {
-    engine.apply(&Arc::new(plan_ruleset(&with_pods(snapshot.clone())))).expect("apply");
+    engine.apply(&Arc::new(plan_ruleset(&with_lan(snapshot.clone())))).expect("apply");
 }
 
-/// The same snapshot, with the address ranges of the node's pods.
-pub fn with_pods(snapshot: Snapshot) -> Snapshot {
-    let pod_ranges = [V4, V6].map(|net| net.pods.parse().expect("a range")).to_vec();
-    Snapshot { pod_ranges, ..snapshot }
+/// The same snapshot, with the links of the node's clients.
+pub fn with_lan(snapshot: Snapshot) -> Snapshot {
+    let links = ["eth0", "eth1"].map(|name| LinkName::new(name).expect("a name"));
+    Snapshot { lan_links: Arc::new(links.into()), ..snapshot }
 }
 
 /// All answers to 40 requests. With two endpoints, either is missed once in 2^39 runs.

@@ -210,9 +210,8 @@ pub fn everything() -> Snapshot {
         .holds("192.0.2.13")
         .port("", Protocol::Tcp, 81)
         .labels([("service.kubernetes.io/service-proxy-name", "example.com")]);
-    let pods = ["10.244.1.0/24", "10.245.0.0/25", "10.245.0.128/26", "2001:db8:244:1::/64"];
-    let pod_ranges = pods.map(|net| net.parse().expect("a range")).to_vec();
+    let lan_links = Arc::new(["bond0.7", "eth0"].map(|name| LinkName::new(name).expect("a name")).into());
     let (node_ips, links) = (vec![ip("192.0.2.1"), ip("2001:db8::1")], on_eth0(&["n2"]));
     let services = [web, local, empty, six, proxied, inner, theirs];
-    Snapshot { pod_ranges, node_ips, links, count_traffic: true, ..snapshot(services) }
+    Snapshot { lan_links, node_ips, links, count_traffic: true, ..snapshot(services) }
 }

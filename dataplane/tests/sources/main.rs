@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use dataplane::nft::TableOutcome;
 use dataplane::rules::plan_ruleset;
-use harness::{apply, endpoint_of, engine, web, with_pods};
+use harness::{apply, endpoint_of, engine, web, with_lan};
 use netns::Namespace;
 use sample::{nothing, snapshot};
 use world::{Answer, Net, PATIENCE, SILENCE, V4, World, ask_tcp, ask_udp, connect, nft, udp};
@@ -154,7 +154,7 @@ fn no_packet_slips_in_during_upgrades() {
             for _ in 0..UPGRADES {
                 // A chain that this version does not have stands for another version.
                 nft(&world.n1, &format!("add chain {family} landfall other-version"));
-                let desired = std::sync::Arc::new(plan_ruleset(&with_pods(closed.clone())));
+                let desired = std::sync::Arc::new(plan_ruleset(&with_lan(closed.clone())));
                 let done = engine(&world).apply(&desired).expect("apply");
                 assert!(done.values().any(|done| matches!(done, TableOutcome::Replaced { .. })), "{done:?}");
                 assert_eq!(connection.ask().expect("an answer"), Answer::new(&endpoint, &net.pod_ip(&friend)));

@@ -16,14 +16,17 @@ use dataplane::nft::elements::{ElementKey, Elements};
 use dataplane::nft::layout::{self, Chain, Set, Table, variable_chain};
 use dataplane::nft::projection::ruleset_elements;
 use dataplane::rules::Ruleset;
+use dataplane::snapshot::LinkName;
 use netlink::attribute::{Attributes, attributes};
 use netlink::message::Message;
 
 /// The origin of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum From {
-    /// Another host, or a pod: by a link.
+    /// Another host: by the link eth0.
     Link,
+    /// A pod of this node: by the link cni0.
+    Pod,
     /// This node itself.
     Here,
 }
@@ -166,7 +169,7 @@ impl Machine {
             return Fate::Passed;
         }
         let (nat, late, filter) = match packet.from {
-            From::Link => ("nat-prerouting", "late-prerouting", "filter-prerouting"),
+            From::Link | From::Pod => ("nat-prerouting", "late-prerouting", "filter-prerouting"),
             From::Here => ("nat-output", "late-output", "filter-output"),
         };
         for chain in [nat, late] {
@@ -269,6 +272,19 @@ impl Machine {
                 let by: u32 = if state.packet.from == From::Here { 0 } else { 2 };
                 state.load(*into, &by.to_ne_bytes());
             }
+            Expression::Meta { key: Meta::IifName, into } => {
+                let name = match state.packet.from {
+                    From::Link => LinkName::new("eth0").map(|name| name.bytes()),
+                    From::Pod => LinkName::new("cni0").map(|name| name.bytes()),
+                    From::Here => Some([0; 16]),
+                };
+                state.load(*into, &name.expect("a name"));
+            }
+            Expression::Meta { key: Meta::IifType, into } if state.packet.from != From::Here => {
+                state.load(*into, &layout::ETHERNET.to_ne_bytes());
+            }
+            // A packet of this node has no such type.
+            Expression::Meta { key: Meta::IifType, .. } => return Done::Breaks,
             // Only frames pass these.
             Expression::Meta { .. }
             | Expression::SetMeta(_)

@@ -78,7 +78,7 @@ impl ElementLists {
         for change in changes {
             lists.push(|list| match change {
                 ElementChange::Add(key, value) => encode_added(key, value, list),
-                ElementChange::Delete(key, value) => encode_deleted(key, value, list),
+                ElementChange::Delete(key, _) => encode_deleted(key, list),
             });
         }
         lists
@@ -116,9 +116,6 @@ impl ElementLists {
 /// Without an offset, describes the first element and the number of the others.
 pub(super) fn describe_elements(table: Table, id: SetId, message: &Message, offset: Option<u32>) -> String {
     let verb = if message.is_of_kind(DELSETELEM) { "delete" } else { "add" };
-    if id == SetId::Pods {
-        return format!("{verb} {}", ElementKey::Pods(table));
-    }
     let offset = offset.and_then(|offset| usize::try_from(offset).ok());
     let length = |attribute: &Attribute<'_>| (Attribute::HEADER + attribute.value.len()).next_multiple_of(4);
     let before = message.attributes().take_while(|attribute| attribute.kind != ELEM_LIST_ELEMENTS);

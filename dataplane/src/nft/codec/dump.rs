@@ -2,15 +2,11 @@
 
 mod table;
 
-pub use super::element::Boundary;
 pub use table::{DumpedSet, DumpedTable, decode_hook, decode_rule};
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crds::Range;
-
-use super::element::{decode_affinity_entry, decode_boundary, decode_element, decode_key, items};
+use super::element::{decode_affinity_entry, decode_element, decode_key, items};
 use super::expression::decode_counter;
 use super::numbers::*;
 use crate::flows::affinity::AffinityEntry;
@@ -69,38 +65,6 @@ pub fn decode_elements(table: Table, set: &Set, answer: Attributes<'_>) -> Vec<O
     items(answer).map(|item| decode_element(table, set, item)).collect()
 }
 
-/// The boundaries in an answer about an interval set; [`ranges`] joins those of all answers.
-pub fn decode_boundaries(set: &Set, answer: Attributes<'_>) -> Vec<Option<Boundary>> {
-    items(answer).map(|item| decode_boundary(set, item)).collect()
-}
-
-/// The ranges between boundaries; `None` if these do not match each other.
-pub fn ranges(mut boundaries: Vec<Boundary>) -> Option<Vec<Range>> {
-    boundaries.sort();
-    let mut ranges = Vec::new();
-    let mut open = None;
-    for Boundary { address, is_end } in boundaries {
-        match (open, is_end) {
-            (None, false) => open = Some(address),
-            (Some(first), true) => {
-                ranges.push(Range::new(first, crds::address::previous(address)?)?);
-                open = None;
-            }
-            // One end may precede the first range.
-            (None, true) if ranges.is_empty() => {}
-            _ => return None,
-        }
-    }
-    if let Some(first) = open {
-        let highest = match first {
-            IpAddr::V4(_) => IpAddr::from(Ipv4Addr::BROADCAST),
-            IpAddr::V6(_) => Ipv6Addr::from_bits(u128::MAX).into(),
-        };
-        ranges.push(Range::new(first, highest)?);
-    }
-    Some(ranges)
-}
-
 /// The counted keys in an answer about a counting set.
 pub fn decode_counts(set: &Set, answer: Attributes<'_>) -> Vec<(KeyParts, PacketCount)> {
     let decode = |item: Attributes<'_>| {
@@ -115,14 +79,8 @@ pub fn decode_affinity(set: &Set, answer: Attributes<'_>) -> Vec<AffinityEntry> 
     items(answer).filter_map(|item| decode_affinity_entry(set, item)).collect()
 }
 
-/// All elements of a table, from those of its sets, its chains and its pod ranges.
-pub fn assemble(
-    table: Table,
-    elements: Vec<(ElementKey, ElementValue)>,
-    chains: &BTreeSet<ChainName>,
-    pods: Vec<Range>,
-) -> Elements {
-    let pods = (!pods.is_empty()).then_some((ElementKey::Pods(table), ElementValue::Ranges(pods)));
+/// All elements of a table, from those of its sets and its chains.
+pub fn assemble(table: Table, elements: Vec<(ElementKey, ElementValue)>, chains: &BTreeSet<ChainName>) -> Elements {
     let chains = chains.iter().map(|name| (ElementKey::Chain(table, *name), ElementValue::Present));
-    elements.into_iter().chain(pods).chain(chains).collect()
+    elements.into_iter().chain(chains).collect()
 }

@@ -1,7 +1,7 @@
 //! Elements of sets and maps ⇄ attributes. Pure.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use crds::{MacAddr, Protocol, Range};
 
@@ -13,20 +13,17 @@ use crate::link_name::LinkName;
 use crate::nft::chain_name::ChainName;
 use crate::nft::dispatch_id::DispatchId;
 use crate::nft::elements::{ElementKey, ElementValue, KeyParts};
-use crate::nft::layout::{Data, Set, SetId, Table, Type};
+use crate::nft::layout::{Data, ETHERNET, Set, SetId, Table, Type};
 use crate::rules::Frontend;
 use netlink::attribute::{Attribute, Attributes, Writer};
 
 /// Appends an element to the list of a message that adds elements.
 pub(super) fn encode_added(key: &ElementKey, value: &ElementValue, list: &mut Writer) {
-    if let ElementValue::Ranges(ranges) = value {
-        return encode_ranges(ranges, list);
-    }
     list.nest(LIST_ITEM, |item| {
         encode_item_key(key, item);
         let part = |part| encode_parts(&[part]);
         let data = match value {
-            ElementValue::Present | ElementValue::Ranges(_) => return,
+            ElementValue::Present => return,
             ElementValue::Goto(chain) => return encode_verdict(&Verdict::Goto(chain.to_string()), item),
             ElementValue::Return => return encode_verdict(&Verdict::Return, item),
             ElementValue::DispatchId(id) => part(Part::Id(*id)),
@@ -46,13 +43,8 @@ fn encode_verdict(verdict: &Verdict, item: &mut Writer) {
 }
 
 /// Appends an element to the list of a message that deletes elements.
-pub(super) fn encode_deleted(key: &ElementKey, value: &ElementValue, list: &mut Writer) {
-    match value {
-        ElementValue::Ranges(ranges) => encode_ranges(ranges, list),
-        _ => {
-            list.nest(LIST_ITEM, |item| encode_item_key(key, item));
-        }
-    }
+pub(super) fn encode_deleted(key: &ElementKey, list: &mut Writer) {
+    list.nest(LIST_ITEM, |item| encode_item_key(key, item));
 }
 
 fn encode_item_key(key: &ElementKey, item: &mut Writer) {
@@ -63,32 +55,6 @@ fn encode_item_key(key: &ElementKey, item: &mut Writer) {
         let last = encode_parts(&[address, protocol, port, Part::Address(range.last())]);
         item.nest(ELEM_KEY_END, |w| encode_value(&last, w));
     }
-}
-
-/// Writes an interval set: an element where each range begins, and one after its end. As in `nft`, an end element at
-/// the lowest address precedes the first range, unless that range begins there.
-fn encode_ranges(ranges: &[Range], list: &mut Writer) {
-    let lowest = |range: &Range| -> IpAddr {
-        if range.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
-    };
-    if let Some(first) = ranges.first().filter(|range| range.first() != lowest(range)) {
-        encode_boundary(lowest(first), true, list);
-    }
-    for range in ranges {
-        encode_boundary(range.first(), false, list);
-        if let Some(after) = crds::address::next(range.last()) {
-            encode_boundary(after, true, list);
-        }
-    }
-}
-
-fn encode_boundary(address: IpAddr, is_end: bool, list: &mut Writer) {
-    list.nest(LIST_ITEM, |item| {
-        if is_end {
-            item.u32(ELEM_FLAGS, INTERVAL_END);
-        }
-        item.nest(ELEM_KEY, |w| encode_value(&encode_parts(&[Part::Address(address)]), w));
-    });
 }
 
 /// A part of a key or value. It is displayed as `nft` prints it.
@@ -103,6 +69,8 @@ pub(in crate::nft) enum Part {
     Id(DispatchId),
     Mac(MacAddr),
     Link(LinkName),
+    /// The type of a link, in host byte order.
+    LinkType(u16),
 }
 
 impl Part {
@@ -116,6 +84,7 @@ impl Part {
             Self::Id(id) => bytes.append(&id.0.to_ne_bytes()),
             Self::Mac(mac) => bytes.append(&mac.octets()),
             Self::Link(link) => bytes.append(&link.bytes()),
+            Self::LinkType(number) => bytes.append(&number.to_ne_bytes()),
         }
     }
 
@@ -132,6 +101,7 @@ impl Part {
             Type::LinkName => {
                 Self::Link(LinkName::new(std::str::from_utf8(bytes.split(|byte| *byte == 0).next()?).ok()?)?)
             }
+            Type::LinkType => Self::LinkType(u16::from_ne_bytes(bytes.try_into().ok()?)),
             Type::Address => unreachable!("invariant: types are resolved before use"),
         })
     }
@@ -147,6 +117,8 @@ impl fmt::Display for Part {
             Self::Id(id) => write!(f, "{id}"),
             Self::Mac(mac) => write!(f, "{mac}"),
             Self::Link(link) => write!(f, "\"{link}\""),
+            Self::LinkType(ETHERNET) => write!(f, "ether"),
+            Self::LinkType(number) => write!(f, "{number}"),
         }
     }
 }
@@ -176,7 +148,7 @@ fn decode_parts(types: impl ExactSizeIterator<Item = Type>, data: Attribute<'_>)
 
 /// Passes the parts of a key, as the kernel has them, to `each`. For a range, these are the parts of its first key.
 pub(in crate::nft) fn with_parts<T>(key: &KeyParts, each: impl FnOnce(&[Part]) -> T) -> T {
-    use Part::{Address, Id, Link, Mac, Number};
+    use Part::{Address, Id, Link, LinkType, Mac, Number};
     let with_frontend = |frontend: &Frontend, part| {
         let [address, protocol, port] = frontend_parts(frontend);
         [address, protocol, port, part]
@@ -193,6 +165,7 @@ pub(in crate::nft) fn with_parts<T>(key: &KeyParts, each: impl FnOnce(&[Part]) -
         KeyParts::Slot(table, slot) => each(&[Mac(*table), Number(*slot)]),
         KeyParts::Mac(mac) => each(&[Mac(*mac)]),
         KeyParts::Link(link) => each(&[Link(*link)]),
+        KeyParts::LinkType(number) => each(&[LinkType(*number)]),
         KeyParts::LinkMac(link, mac) => each(&[Link(*link), Mac(*mac)]),
     }
 }
@@ -248,7 +221,7 @@ pub(super) fn decode_element(table: Table, set: &Set, item: Attributes<'_>) -> O
 
 /// Reads the key of an element.
 pub(super) fn decode_key(set: &Set, item: Attributes<'_>) -> Option<KeyParts> {
-    use Part::{Address, Id, Link, Mac, Number, Port, Protocol};
+    use Part::{Address, Id, Link, LinkType, Mac, Number, Port, Protocol};
     let key = decode_parts(set.key(), item.find(ELEM_KEY)?)?;
     Some(match key[..] {
         [Address(address)] => KeyParts::Address(address),
@@ -274,6 +247,7 @@ pub(super) fn decode_key(set: &Set, item: Attributes<'_>) -> Option<KeyParts> {
         [Mac(table), Number(slot)] => KeyParts::Slot(table, slot),
         [Mac(mac)] => KeyParts::Mac(mac),
         [Link(link)] => KeyParts::Link(link),
+        [LinkType(number)] => KeyParts::LinkType(number),
         [Link(link), Mac(mac)] => KeyParts::LinkMac(link, mac),
         _ => return None,
     })
@@ -297,19 +271,4 @@ fn decode_data(set: &Set, item: Attributes<'_>) -> Option<ElementValue> {
             _ => None,
         },
     }
-}
-
-/// The beginning or the end of a range in an interval set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Boundary {
-    /// The first address of a range, or the first address after the range.
-    pub address: IpAddr,
-    pub is_end: bool,
-}
-
-/// Reads an element of an interval set.
-pub(super) fn decode_boundary(set: &Set, item: Attributes<'_>) -> Option<Boundary> {
-    let KeyParts::Address(address) = decode_key(set, item)? else { return None };
-    let flags = item.find(ELEM_FLAGS).and_then(|flags| flags.u32()).unwrap_or(0);
-    Some(Boundary { address, is_end: flags & INTERVAL_END != 0 })
 }

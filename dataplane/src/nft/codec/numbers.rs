@@ -56,13 +56,10 @@ pub(super) const ELEM_LIST_SET: u16 = 2;
 pub(super) const ELEM_LIST_ELEMENTS: u16 = 3;
 pub(super) const ELEM_KEY: u16 = 1;
 pub(super) const ELEM_DATA: u16 = 2;
-pub(super) const ELEM_FLAGS: u16 = 3;
 pub(super) const ELEM_EXPR: u16 = 7;
 pub(super) const ELEM_KEY_END: u16 = 10;
 /// An item of a list (NFTA_LIST_ELEM).
 pub(super) const LIST_ITEM: u16 = 1;
-/// The element ends an interval (NFT_SET_ELEM_INTERVAL_END).
-pub(super) const INTERVAL_END: u32 = 1;
 /// The policy of base chains (NF_ACCEPT).
 pub(super) const ACCEPT: u32 = 1;
 

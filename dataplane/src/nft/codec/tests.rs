@@ -1,6 +1,6 @@
 //! Messages are decoded as they were encoded, and no answer causes a panic.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use crds::service::Family;
 use crds::{Backend, MacAddr, Protocol, Range};
@@ -8,10 +8,9 @@ use proptest::prelude::*;
 
 use super::contents::{TableContents, describe_elements, table_contents};
 use super::dump::{
-    Boundary, DumpedSet, DumpedTable, decode_affinity, decode_boundaries, decode_elements, decode_generation,
-    decode_hook, decode_rule, ranges,
+    DumpedSet, DumpedTable, decode_affinity, decode_elements, decode_generation, decode_hook, decode_rule,
 };
-use super::element::{decode_affinity_key, encode_added, items};
+use super::element::{decode_affinity_key, items};
 use super::expression::{Expression, is_rule};
 use super::numbers::*;
 use super::request::Requests;
@@ -24,7 +23,7 @@ use crate::nft::elements::{ElementKey, ElementValue, Elements, KeyParts};
 use crate::nft::layout::{self, Chain, Set, SetId, Table, variable_chain};
 use crate::reply_path::Mask;
 use crate::rules::{Dispatch, Frontend, Pick};
-use netlink::attribute::{Attributes, Writer, attributes};
+use netlink::attribute::{Attributes, attributes};
 use netlink::message::Message;
 
 fn a_table() -> impl Strategy<Value = Table> {
@@ -226,31 +225,6 @@ proptest! {
     }
 
     #[test]
-    fn ranges_are_decoded_as_they_were_encoded(
-        family in a_family(),
-        ends in proptest::collection::btree_set(any::<u128>(), 0..12),
-    ) {
-        let table = Table::for_family(family);
-        let address = |bits: u128| match family {
-            Family::V4 => IpAddr::from(Ipv4Addr::from_bits((bits >> 96) as u32)),
-            Family::V6 => Ipv6Addr::from_bits(bits).into(),
-        };
-        let ends: Vec<_> = ends.into_iter().map(address).collect();
-        // Adjacent ranges would be merged.
-        let apart = |pair: &[IpAddr]| crds::address::next(pair[0]).is_some_and(|after| after < pair[1]);
-        prop_assume!(ends.windows(2).all(apart));
-        let expected: Vec<_> = ends.chunks_exact(2).filter_map(|pair| Range::new(pair[0], pair[1])).collect();
-        let mut list = Writer::default();
-        list.nest(ELEM_LIST_ELEMENTS, |list| {
-            encode_added(&ElementKey::Pods(table), &ElementValue::Ranges(expected.clone()), list);
-        });
-        let list = list.finish();
-        let boundaries = decode_boundaries(&set_named(table, "pods"), attributes(&list));
-        let boundaries = boundaries.into_iter().collect::<Option<Vec<_>>>();
-        prop_assert_eq!(boundaries.and_then(ranges), Some(expected));
-    }
-
-    #[test]
     fn exactly_the_given_clients_are_forgotten(
         family in a_family(),
         // A few clients, or about as many as fit into one message.
@@ -296,7 +270,6 @@ proptest! {
         for table in Table::ALL {
             for set in layout::sets(table) {
                 let _ = decode_elements(table, &set, answer);
-                let _ = decode_boundaries(&set, answer).into_iter().collect::<Option<Vec<_>>>().and_then(ranges);
                 if set.id == SetId::Affinity {
                     let _ = decode_affinity(&set, answer);
                 }
@@ -364,16 +337,4 @@ fn many_elements_fill_several_messages() {
     let key = |n| KeyParts::Address(Ipv4Addr::from_bits(n).into());
     let element = |n| (ElementKey::In(Table::V4, SetId::Addresses, key(n)), ElementValue::Present);
     assert_eq!(round_trip(&(0..5_000).map(element).collect()).len(), 5_000);
-}
-
-#[test]
-fn unmatched_boundaries_form_no_ranges() {
-    let address = |last: u8| IpAddr::from([10, 0, 0, last]);
-    let at = |last, is_end| Boundary { address: address(last), is_end };
-    let range = |first, last| vec![Range::new(first, last).expect("a range")];
-    assert_eq!(ranges(vec![]), Some(vec![]));
-    assert_eq!(ranges(vec![at(2, true), at(1, false)]), Some(range(address(1), address(1))));
-    assert_eq!(ranges(vec![at(1, false)]), Some(range(address(1), Ipv4Addr::BROADCAST.into())));
-    assert_eq!(ranges(vec![at(1, false), at(2, false)]), None);
-    assert_eq!(ranges(vec![at(1, false), at(2, true), at(3, true)]), None);
 }

@@ -33,6 +33,7 @@ const ETHER_DADDR: (u32, u32) = (17, 1);
 const META_L4PROTO: u32 = 16;
 const META_PRIORITY: u32 = 2;
 const META_IIFNAME: u32 = 6;
+const META_IIFTYPE: u32 = 8;
 const NUMGEN_RANDOM: u32 = 1;
 
 /// A comment on a table or chain.
@@ -66,7 +67,7 @@ pub(super) fn encode_set(set: &Set) -> Vec<u8> {
 
 fn byte_order(mut parts: impl ExactSizeIterator<Item = Type>) -> u32 {
     match (parts.len(), parts.next()) {
-        (1, Some(Type::LinkName | Type::Priority)) => HOST_ENDIAN,
+        (1, Some(Type::LinkName | Type::LinkType | Type::Priority)) => HOST_ENDIAN,
         (1, _) => BIG_ENDIAN,
         _ => NO_ORDER,
     }
@@ -95,6 +96,7 @@ fn example(kind: Type) -> Vec<u8> {
         Type::Protocol => expression(META, &number(0, META_L4PROTO)),
         // A modulus is required, but its value has no effect.
         Type::Integer => expression(NUMGEN, &[number(0, NUMGEN_RANDOM), number(1, 2), number(2, 0)].concat()),
+        Type::LinkType => expression(META, &number(0, META_IIFTYPE)),
         Type::Address => unreachable!("invariant: types are resolved before use"),
     }
 }

@@ -64,18 +64,12 @@ impl Engine {
 
     fn read_elements(&mut self, table: Table, chains: &BTreeSet<ChainName>) -> Result<Option<Elements>, NetlinkError> {
         let mut elements = Vec::new();
-        let mut boundaries = Vec::new();
         for set in layout::sets(table).into_iter().filter(|set| set.dynamic.is_none()) {
             let query = dump::get_elements(table, set.id);
-            if set.interval && set.field_lengths().is_none() {
-                boundaries.extend(self.socket.dump(query, |body| dump::decode_boundaries(&set, body.attributes()))?);
-            } else {
-                elements.extend(self.socket.dump(query, |body| dump::decode_elements(table, &set, body.attributes()))?);
-            }
+            elements.extend(self.socket.dump(query, |body| dump::decode_elements(table, &set, body.attributes()))?);
         }
-        let pods = boundaries.into_iter().collect::<Option<Vec<_>>>().and_then(dump::ranges);
         let elements = elements.into_iter().collect::<Option<Vec<_>>>();
-        Ok(elements.zip(pods).map(|(elements, pods)| dump::assemble(table, elements, chains, pods)))
+        Ok(elements.map(|elements| dump::assemble(table, elements, chains)))
     }
 }
 

@@ -24,8 +24,10 @@ pub(super) enum Field {
     Priority,
     DestinationMac,
     SourceMac,
-    /// The link that the frame came in by.
+    /// The link that the frame or packet came in by.
     LinkName,
+    /// The type of that link.
+    LinkType,
     /// The protocol of the packet that an ICMP error quotes.
     QuotedProtocol,
     QuotedDestination,
@@ -108,6 +110,7 @@ fn load_field(family: Family, transport: &str, field: Field, into: Register) -> 
         Field::DestinationMac => (mac(DESTINATION_MAC), Type::Mac, "ether daddr".to_owned()),
         Field::SourceMac => (mac(SOURCE_MAC), Type::Mac, "ether saddr".to_owned()),
         Field::LinkName => (meta(Meta::IifName), Type::LinkName, "iifname".to_owned()),
+        Field::LinkType => (meta(Meta::IifType), Type::LinkType, "meta iiftype".to_owned()),
         Field::Random(Pick { from, count }) => {
             let words = format!("numgen random mod {count}{}", print_offset(from));
             (Expression::Numgen { modulus: count, offset: from, into }, Type::Integer, words)

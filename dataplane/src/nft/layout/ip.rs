@@ -65,8 +65,7 @@ pub(super) fn chains(family: Family) -> Vec<Chain> {
     let base = |name, kind, number, priority, rules| Chain::base(name, Hook::new(kind, number, priority), rules);
     let refuse = |restricted| ChainName::Refuse { restricted };
     let rule = || ChainRule::new(family);
-    let from_pods = rule().lookup(&[Field::Source], "pods");
-    let prerouting = vec![dispatch(from_pods, "inside"), dispatch(rule(), "services"), answer_ping(family)];
+    let prerouting = vec![dispatch(from_inside(rule()), "inside"), dispatch(rule(), "services"), answer_ping(family)];
     let output = vec![dispatch(rule(), "inside"), dispatch(rule(), "services"), answer_ping(family)];
     let to_unestablished = if_unestablished(family).goto(UNESTABLISHED);
     vec![
@@ -89,6 +88,15 @@ pub(super) fn chains(family: Family) -> Vec<Chain> {
         base("filter-prerouting", "filter", PREROUTING, AFTER_DSTNAT, vec![to_unestablished]),
         base("filter-output", "filter", OUTPUT, AFTER_DSTNAT, vec![goto_unserved_here(if_unestablished(family))]),
     ]
+}
+
+/// `iifname != @links meta iiftype @pod-link-types …`
+///
+/// The packet came in by no link that clients may be on: it comes from a pod of this node. Pods are on links of the
+/// type Ethernet; tunnels of other types lead to other hosts. Packets that a peer has re-sent come by a link of
+/// clients. While no such link is known, nothing counts as from inside. A packet of this node itself has no link.
+fn from_inside(rule: ChainRule) -> ChainRule {
+    rule.lookup_inverted(&[Field::LinkName], "links").lookup(&[Field::LinkType], "pod-link-types")
 }
 
 /// `meta priority set ip daddr . meta l4proto . th dport map @… meta priority vmap @ways`
@@ -265,7 +273,7 @@ fn invalid_rules(family: Family) -> Vec<ChainRule> {
     vec![
         second_chance::hand_on(family),
         rule().lookup(&[Field::Destination], "addresses").goto(STRAY),
-        rule().lookup(&[Field::Source], "pods").verdict(Verdict::Drop),
+        from_inside(rule()).verdict(Verdict::Drop),
         rule().has_transport(TCP).lookup(&endpoint, "elsewhere").verdict(Verdict::Drop),
     ]
 }
@@ -290,7 +298,7 @@ fn source_rules(family: Family) -> Vec<ChainRule> {
         ChainRule::new(family).has_transport(TCP).count(FRONTEND, "elsewhere"),
         masquerade_own_source(ChainRule::new(family)),
         // Replies to a pod of this node come through this node, so the source stays.
-        ChainRule::new(family).lookup(&[Field::Source], "pods").verdict(Verdict::Return),
+        from_inside(ChainRule::new(family)).verdict(Verdict::Return),
         masquerade(ChainRule::new(family)),
     ]
 }

@@ -25,7 +25,7 @@ const HOP_LIMIT_V6: (&str, u32) = ("ip6 hoplimit", 7);
 pub(super) const STATE_INVALID: (u32, &str) = (1, "invalid");
 pub(super) const STATE_UNTRACKED: (u32, &str) = (1 << 6, "untracked");
 /// ARPHRD_ETHER.
-const ETHERNET: u16 = 1;
+pub const ETHERNET: u16 = 1;
 /// The timeout of elements with counters that rules add, in seconds: a day. So no element of a deleted Service stays
 /// for longer.
 const COUNTED_TIMEOUT: u32 = 86_400;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use Type::{Address as A, Integer, LinkName, Mac, Port, Priority, Protocol, V4, V6};
+use Type::{Address as A, Integer, LinkName, LinkType, Mac, Port, Priority, Protocol, V4, V6};
 use crds::service::Family;
 
 use super::Table;
@@ -51,7 +51,8 @@ macro_rules! declare_sets {
 declare_sets! {
     IP_SETS {
         Addresses = set("addresses", &[A], "all lb_ips").per_service();
-        Pods = set("pods", &[A], "addresses of pods on this node").interval();
+        Links = set("links", &[LinkName], "links that clients may be on; pods are on others");
+        PodLinkTypes = set("pod-link-types", &[LinkType], "types of the links of pods; empty while links is empty");
         Services = map("services", FRONTEND, DISPATCH, "number of the chain for each port, in ways").per_service();
         Inside = map("inside", FRONTEND, DISPATCH, "the same for this node and its pods, where it differs")
             .per_service();
@@ -145,6 +146,8 @@ pub enum Type {
     Port = 13,
     /// A packet's priority in queues: `classid` in `nft`.
     Priority = 23,
+    /// The type of a network interface (ARPHRD_*): `iface_type` in `nft`.
+    LinkType = 21,
     /// The name of a network interface.
     LinkName = 41,
 }
@@ -161,7 +164,7 @@ impl Type {
     pub fn length(self) -> u32 {
         match self {
             Self::Protocol => 1,
-            Self::Port => 2,
+            Self::Port | Self::LinkType => 2,
             Self::Integer | Self::V4 | Self::Priority => 4,
             Self::Mac => 6,
             Self::V6 | Self::LinkName => 16,

@@ -11,7 +11,7 @@ use model::eligibility::Eligibility;
 use model::{Cluster, SharedMap};
 use speaker::Neighbours;
 
-use super::super::{Composition, links, node_ips, own_addresses, pod_ranges, service_options};
+use super::super::{Composition, links, node_ips, own_addresses, service_options};
 
 /// The objects of a cluster, by kind.
 #[derive(Clone, Debug, Default)]
@@ -98,7 +98,7 @@ pub(super) fn snapshots(
     let dataplane = dataplane::Snapshot {
         node: node.to_owned(),
         dead,
-        pod_ranges: pod_ranges(nodes.get(node)),
+        lan_links: Arc::default(),
         own_addresses: own_addresses(&node_ips(nodes.get(node)), None),
         node_ips: node_ips(nodes.get(node)),
         backend: Backend::Endpoints,

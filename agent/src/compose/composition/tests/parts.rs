@@ -71,7 +71,6 @@ fn only_load_balancers_and_existing_records_are_composed() {
     let address: IpAddr = "192.0.2.1".parse().expect("address");
     assert_eq!(dataplane.addresses.keys().collect::<Vec<_>>(), [&address]);
     assert_eq!(speaker.addresses.keys().collect::<Vec<_>>(), [&address]);
-    assert_eq!(dataplane.pod_ranges, ["10.244.1.0/24".parse().expect("range")]);
     assert_eq!(dataplane.dead, BTreeSet::from(["n2".to_owned()]));
     assert_eq!(dataplane.node_ips, ["192.0.2.11".parse::<IpAddr>().expect("an address")]);
 }
@@ -115,7 +114,7 @@ fn a_service_or_its_pool_disables_spreading() {
 
 #[test]
 fn reply_links_exclude_pod_links_and_unused_families() {
-    let composition = objects().composition("n1");
+    let mut composition = objects().composition("n1");
     let link = |name: &str, addresses: &[&str]| NodeLink {
         name: name.into(),
         addresses: addresses.iter().map(|text| (*text).to_owned()).collect(),
@@ -129,7 +128,32 @@ fn reply_links_exclude_pod_links_and_unused_families() {
     let network = NodeNetworkSpec { links, gateways: vec![] };
     let name = |name: &str| LinkName::new(name).expect("a name");
     let expected = ReplyPathInput { links: [name("eth0"), name("eth1")].into(), families: [Family::V4].into() };
-    assert_eq!(reply_links(&network, &composition.dataplane), expected);
+    assert_eq!(composition.reply_links(), None, "the network is unknown");
+    composition.set_network(Some(&network));
+    assert_eq!(composition.reply_links(), Some(expected.clone()));
+    assert_eq!(*composition.dataplane.lan_links, expected.links);
+    // A link without a carrier is not in the network, but packets may arrive by it as soon as it has one again.
+    let gone = NodeNetworkSpec { links: network.links[..2].to_vec(), gateways: vec![] };
+    composition.set_network(Some(&gone));
+    assert_eq!(*composition.dataplane.lan_links, expected.links);
+}
+
+#[test]
+fn links_without_pod_ranges_are_of_clients() {
+    let mut objects = objects();
+    let node = Arc::make_mut(objects.nodes.get_mut("n1").expect("a Node"));
+    node.pod_cidrs = Vec::new();
+    let mut composition = objects.composition("n1");
+    let link = |name: &str, address: &str| NodeLink { name: name.into(), addresses: vec![address.into()], mac: None };
+    let links = vec![link("cni0", "10.244.1.1/24"), link("eth0", "192.0.2.11/24")];
+    composition.set_network(Some(&NodeNetworkSpec { links, gateways: vec![] }));
+    let names =
+        |composition: &Composition| composition.dataplane.lan_links.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(names(&composition), ["cni0", "eth0"]);
+    // The range of the pods arrives later.
+    let node = Arc::new(Node { pod_cidrs: vec!["10.244.1.0/24".into()], ..Node::clone(&objects.nodes["n1"]) });
+    composition.apply([Change::Node("n1".into(), Some(node))]);
+    assert_eq!(names(&composition), ["eth0"]);
 }
 
 #[test]
