@@ -40,10 +40,11 @@ use tokio::sync::{mpsc, watch as channel};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::apply::applier::{Applier, Failure, Progress};
+use crate::apply::applier::{Applier, Progress};
 use crate::apply::election::WriteFence;
 use crate::apply::election_thread::{ElectionError, ElectionThread};
 use crate::apply::events;
+use crate::apply::failure::Failure;
 use crate::metrics::Metrics;
 use crate::metrics::latency::WaitingServices;
 use crate::plan::Plan;

@@ -8,4 +8,5 @@
 
 pub(crate) mod index;
 pub(crate) mod record;
+pub(crate) mod refused_write;
 pub(crate) mod stores;

@@ -33,7 +33,7 @@ use crate::snapshot::Snapshot;
 use crate::wire::codec::{self, DecodeError};
 use crate::wire::datagram;
 use crate::wire::frame::{Channel, Frame};
-use crate::wire::hello::Message;
+use crate::wire::hello::DatagramContent;
 use crate::wire::seal::{Keys, SealError};
 use model::eligibility::AnnouncementPolicy;
 use netlink::links::Link;
@@ -215,11 +215,11 @@ impl Machine {
             Err(SealError::Unsealed) => return dropped.unsealed += 1,
             Err(SealError::Forged) => return dropped.forged += 1,
         };
-        let Ok(message) = Message::decode(body) else { return dropped.malformed += 1 };
+        let Ok(message) = DatagramContent::decode(body) else { return dropped.malformed += 1 };
         let Some(segment) = self.segments.get_mut(&link) else { return };
         let packet = match message {
-            Message::Packet(packet) => packet,
-            Message::Relayed(relayed) => return segment.receive_relayed(&mut self.context, mac, &relayed),
+            DatagramContent::Packet(packet) => packet,
+            DatagramContent::Relayed(relayed) => return segment.receive_relayed(&mut self.context, mac, &relayed),
         };
         segment.receive_hello(&mut self.context, mac, datagram::source_address(frame), &packet);
         // A node is a neighbour on a link if the two nodes hear each other there.

@@ -173,13 +173,7 @@ impl fmt::Display for Refusal {
                 "{lb_ip} can't be shared with Service {key}, which {clash}; request another address, or change one of \
                  the two Services"
             ),
-            Self::FamilyMismatch(lb_ip, families) => write!(
-                f,
-                "{lb_ip} is {}, and this Service has {}: request an address of that family, or change \
-                 spec.ipFamilies",
-                Family::from(*lb_ip),
-                truncate(families)
-            ),
+            Self::FamilyMismatch(lb_ip, families) => write_family_mismatch(f, *lb_ip, families),
             Self::DualStackUnavailable(family, why) => write!(
                 f,
                 "spec.ipFamilyPolicy RequireDualStack requires both families, and no {family} address is available: \
@@ -204,6 +198,15 @@ impl fmt::Display for ObjectName<'_> {
             Quoted(self.0).fmt(f)
         }
     }
+}
+
+fn write_family_mismatch(f: &mut fmt::Formatter<'_>, lb_ip: IpAddr, families: &[Family]) -> fmt::Result {
+    write!(
+        f,
+        "{lb_ip} is {}, and this Service has {}: request an address of that family, or change spec.ipFamilies",
+        Family::from(lb_ip),
+        truncate(families)
+    )
 }
 
 fn write_in_use(f: &mut fmt::Formatter<'_>, lb_ip: IpAddr, by: &InUse) -> fmt::Result {

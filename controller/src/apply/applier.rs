@@ -11,9 +11,7 @@
 
 use std::fmt::Debug;
 use std::net::IpAddr;
-use std::time::Duration;
 
-use crds::condition::MAX_MESSAGE;
 use crds::service::CONTROLLER_MANAGER;
 use crds::{IPAddressPool, LoadBalancerIP, ResourceVersion, address};
 use k8s_openapi::api::core::v1 as core;
@@ -23,14 +21,11 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::apply::election::{Deposed, WriteFence};
+use crate::apply::election::WriteFence;
+use crate::apply::failure::{ANSWER_TIMEOUT, Failure};
 use crate::metrics::{Metrics, Outcome, Write};
 use crate::plan::effect::{Effect, Event, PoolPatch, RecordPatch, Series, ServicePatch, load_balancer_ip};
 use crate::state::stores::Stores;
-
-/// How long a request waits for its answer. (By default, the limit of the API server is 60 s, and the limit of each of
-/// its admission webhooks is 10 s.)
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Applies series.
 #[derive(Clone)]
@@ -51,50 +46,6 @@ pub(crate) enum Progress {
     /// A deletion waits for a finalizer, or an object no longer exists. The next observation of the object leads to a
     /// new plan.
     Waiting,
-}
-
-/// Why a series failed. The effects before the failed one have happened; the others are planned again.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Failure {
-    /// Another Service has the address. Nothing changed.
-    #[error("{0} is taken")]
-    Taken(IpAddr),
-    /// The object has another version than the one that was read. Nothing changed.
-    #[error("another writer changed the object")]
-    Changed,
-    /// This controller no longer leads. Nothing changed.
-    #[error(transparent)]
-    Deposed(#[from] Deposed),
-    /// The API server did not answer. It is unknown whether anything changed.
-    #[error("the API server did not answer within {} s", ANSWER_TIMEOUT.as_secs())]
-    Unanswered,
-    /// The API server refused the request, or is unreachable.
-    #[error("{action} failed")]
-    Refused {
-        action: &'static str,
-        #[source]
-        source: kube::Error,
-    },
-}
-
-impl Failure {
-    /// Whether it is an expected result of concurrent writers, and no fault.
-    pub(crate) fn is_conflict(&self) -> bool {
-        matches!(self, Self::Taken(_) | Self::Changed | Self::Deposed(_))
-    }
-
-    /// The message of the API server, if it refuses the request for a reason that lasts: validation, a policy, a
-    /// webhook, a quota or missing permissions. Others are transient, or concern all requests.
-    pub(crate) fn lasting_refusal(&self) -> Option<String> {
-        let Self::Refused { source: kube::Error::Api(status), .. } = self else { return None };
-        let is_transient = matches!(status.code, 401 | 404 | 408 | 409 | 410 | 429);
-        if !(400..500).contains(&status.code) || is_transient {
-            return None;
-        }
-        let text = if status.message.is_empty() { &status.reason } else { &status.message };
-        let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-        Some(line.chars().take(MAX_MESSAGE).collect())
-    }
 }
 
 impl Applier {
@@ -288,37 +239,19 @@ async fn answer<T>(action: &'static str, request: impl Future<Output = kube::Res
     answer.map_err(|source| Failure::Refused { action, source })
 }
 
-impl Failure {
-    /// The outcome in the metrics.
-    fn outcome(&self) -> Outcome {
-        match self {
-            Self::Refused { source, .. } => Outcome::from(source),
-            Self::Deposed(_) => Outcome::Deposed,
-            Self::Taken(_) | Self::Changed => Outcome::Conflict,
-            Self::Unanswered => Outcome::Unanswered,
-        }
-    }
-
-    /// The HTTP status of a refusal.
-    fn code(&self) -> Option<u16> {
-        match self {
-            Self::Refused { source: kube::Error::Api(status), .. } => Some(status.code),
-            _ => None,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::fixtures::{holder, ip};
     use crate::plan::effect::Subject;
+    use crds::condition::MAX_MESSAGE;
     use crds::{Key, Service};
     use http::{Request, Response};
     use kube::client::Body;
     use serde_json::{Value, json};
     use std::collections::VecDeque;
     use std::sync::{Arc, Mutex};
+    use std::time::Duration;
 
     /// Applies one series against an API server that sends these answers in order, and then stops answering. Returns
     /// the result, the requests, and the stores.

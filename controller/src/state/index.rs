@@ -44,13 +44,13 @@ use crate::pools::free::Free;
 use crate::pools::intervals::ByFamily;
 use crate::pools::occupied::Occupied;
 use crate::state::record::{holder_keys, holds, names};
-use refused_writes::RefusedWrite;
+use crate::state::refused_write::RefusedWrite;
 use relation::Relation;
 
 mod backlog;
 mod namespaces;
 mod promises;
-pub(crate) mod refused_writes;
+mod refused_writes;
 mod relation;
 mod unannounced;
 mod updates;

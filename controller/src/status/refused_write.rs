@@ -15,7 +15,7 @@ use crate::allocate::allocation::Allocation;
 use crate::allocate::refusal::Refusal;
 use crate::plan::effect::{Effect, Event, ServicePatch, Subject, WriteKind};
 use crate::state::index::ClusterIndex;
-use crate::state::index::refused_writes::RefusedWrite;
+use crate::state::refused_write::RefusedWrite;
 use crate::status::allocated::{allocated_event, refused_condition};
 use crate::status::change::is_reported;
 use crate::status::reason::EventReason;

@@ -83,7 +83,7 @@ impl Liveness {
     }
 
     /// A peer that this node has never heard. Another one has forwarded its packet.
-    pub fn relayed(now: Duration, interval: Duration, multiplier: u32) -> Self {
+    pub fn new_relayed(now: Duration, interval: Duration, multiplier: u32) -> Self {
         Self { last_heard: Duration::ZERO, last_relayed: now, ..Self::new(now, interval, multiplier) }
     }
 

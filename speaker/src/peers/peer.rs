@@ -79,7 +79,7 @@ impl Peer {
     pub fn new(now: Duration, path: Path, packet: &Packet, multiplier: u32) -> Self {
         let liveness = match path {
             Path::Direct => Liveness::new,
-            Path::Relayed => Liveness::relayed,
+            Path::Relayed => Liveness::new_relayed,
         };
         Self {
             incarnation: packet.incarnation,

@@ -14,7 +14,7 @@
 //! ```
 //!
 //! - A node requests a relay for a peer that it does not hear, while another peer reports that it hears it.
-//! - A relay forwards only what it hears itself, so no packet travels further than over one relay, and no two nodes
+//! - A relay forwards only packets that it hears itself, so no packet travels further than over one relay, and no two nodes
 //!   keep a dead one alive for each other.
 //! - A forwarded packet counts for the claims. It does not show that this node hears the sender: this node neither
 //!   vouches for the sender nor re-sends frames to it.
@@ -64,7 +64,7 @@ impl UnknownSpeakers {
     }
 
     /// The speakers whose packets this node needs, each with the peer that hears it.
-    pub fn needed(&self, now: Duration, interval: Duration) -> impl Iterator<Item = (u32, u32)> {
+    pub fn find_needed(&self, now: Duration, interval: Duration) -> impl Iterator<Item = (u32, u32)> {
         let is_due = move |speaker: &UnknownSpeaker| now >= speaker.since + interval * UNKNOWN_INTERVALS;
         self.0.iter().filter(move |(_, speaker)| is_due(speaker)).map(|(id, speaker)| (*id, speaker.voucher.0))
     }
@@ -81,7 +81,7 @@ mod tests {
     #[test]
     fn unknown_speaker_needs_a_relay_while_a_peer_lists_it() {
         let mut unknown = UnknownSpeakers::default();
-        let needed = |unknown: &UnknownSpeakers, at| unknown.needed(ms(at), ms(50)).collect::<Vec<_>>();
+        let needed = |unknown: &UnknownSpeakers, at| unknown.find_needed(ms(at), ms(50)).collect::<Vec<_>>();
         unknown.record(ms(1000), 7, (1, ms(990)));
         assert_eq!((needed(&unknown, 1199), needed(&unknown, 1200)), (vec![], vec![(7, 1)]));
         unknown.record(ms(1200), 7, (2, ms(1190)));

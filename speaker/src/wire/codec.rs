@@ -43,11 +43,13 @@ use std::time::Duration;
 use crate::ownership::claims::{Claim, MAX_BITS, MAX_EPOCH, Page};
 use crate::wire::hello::{BucketRequest, Echo, Heard, HeardRange, Packet};
 use crds::MacAddr;
-use relayed::{decode_trailer, encode_trailer};
+use input::Input;
 
-mod relayed;
+mod input;
+pub mod relayed;
+pub mod trailer;
 
-pub use relayed::{MAX_RELAY_REQUESTS, RELAY_OVERHEAD, trailer_size};
+pub use input::DecodeError;
 
 /// The maximum size of a packet. It fits an MTU of 1500 with room for tunnels and a trailer.
 pub const MAX_PAYLOAD: usize = 1400;
@@ -71,19 +73,6 @@ const BACKED: u64 = 1 << 63;
 const ENDED: u64 = 1 << 62;
 const CEDED: u64 = 1 << 61;
 
-/// Why bytes are not a supported packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DecodeError {
-    /// Not a packet of Landfall.
-    Foreign,
-    /// This version is not supported.
-    Version(u8),
-    /// Truncated.
-    Short,
-    /// This field is invalid.
-    Invalid(&'static str),
-}
-
 /// The size of a packet without content, with these names. The rest of [`MAX_PAYLOAD`], except for the seals, is room
 /// for content.
 pub fn overhead(node: &str, link: &str) -> usize {
@@ -96,7 +85,6 @@ pub mod size {
     pub const ECHO: usize = 4 + 4;
     pub const PROBED: usize = 4;
     pub const BUCKET_REQUEST: usize = 4 + 16;
-    pub const RELAY_REQUEST: usize = 4 + 4 + 1;
     pub const DIGEST: usize = 4;
 }
 
@@ -105,7 +93,7 @@ pub mod size {
 /// # Errors
 /// If the bytes are not a packet of the supported version.
 pub fn read_cluster(bytes: &[u8]) -> Result<u64, DecodeError> {
-    let mut input = Input(bytes);
+    let mut input = Input::new(bytes);
     if input.take()? != MAGIC {
         return Err(DecodeError::Foreign);
     }
@@ -145,7 +133,7 @@ impl Packet {
         for page in &self.pages {
             encode_page(page, &mut out);
         }
-        encode_trailer(&self.relay_requests, &mut out);
+        trailer::encode(&self.relay_requests, &mut out);
         out
     }
 
@@ -181,7 +169,7 @@ impl Packet {
     /// length of the input.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let cluster = read_cluster(bytes)?;
-        let mut input = Input(bytes);
+        let mut input = Input::new(bytes);
         let [_, _, _, kind] = input.take()?;
         let is_hello = match kind {
             HELLO => true,
@@ -214,8 +202,8 @@ impl Packet {
         let digests = if is_hello { Some(read_digests(&mut input)?) } else { None };
         let pages = input.list(decode_page)?;
         let [trailer] = input.take()?;
-        let relay_requests = decode_trailer(input.slice(trailer.into())?);
-        if !input.0.is_empty() {
+        let relay_requests = trailer::decode(input.slice(trailer.into())?);
+        if !input.is_empty() {
             return Err(DecodeError::Invalid("trailing data"));
         }
         let (leaving, blind, routine) = (flags & LEAVING != 0, flags & BLIND != 0, flags & ROUTINE != 0);
@@ -289,50 +277,10 @@ fn count(length: usize) -> [u8; 2] {
     u16::try_from(length).expect("invariant: the lists of a packet are short").to_be_bytes()
 }
 
-/// The bytes that are left to decode.
-struct Input<'a>(&'a [u8]);
-
-impl<'a> Input<'a> {
-    fn slice(&mut self, length: usize) -> Result<&'a [u8], DecodeError> {
-        let (head, tail) = self.0.split_at_checked(length).ok_or(DecodeError::Short)?;
-        self.0 = tail;
-        Ok(head)
-    }
-
-    fn name(&mut self, field: &'static str) -> Result<String, DecodeError> {
-        let [length] = self.take()?;
-        let name = std::str::from_utf8(self.slice(length.into())?);
-        name.map(ToOwned::to_owned).map_err(|_| DecodeError::Invalid(field))
-    }
-
-    fn take<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
-        let (head, tail) = self.0.split_first_chunk().ok_or(DecodeError::Short)?;
-        self.0 = tail;
-        Ok(*head)
-    }
-
-    fn u16(&mut self) -> Result<u16, DecodeError> {
-        Ok(u16::from_be_bytes(self.take()?))
-    }
-
-    fn u32(&mut self) -> Result<u32, DecodeError> {
-        Ok(u32::from_be_bytes(self.take()?))
-    }
-
-    fn u64(&mut self) -> Result<u64, DecodeError> {
-        Ok(u64::from_be_bytes(self.take()?))
-    }
-
-    /// Reads a count, and then this number of entries. Allocates nothing for missing entries.
-    fn list<T>(&mut self, read: impl Fn(&mut Self) -> Result<T, DecodeError>) -> Result<Vec<T>, DecodeError> {
-        (0..self.u16()?).map(|_| read(self)).collect()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::hello::{Message, RelayRequest};
+    use crate::wire::hello::{DatagramContent, RelayRequest};
     use proptest::collection::vec;
     use proptest::prelude::*;
 
@@ -374,7 +322,7 @@ mod tests {
             probed in vec(any::<u32>(), 0..3),
             bucket_requests in vec(any::<(u32, u128)>().prop_map(|(id, buckets)| BucketRequest { id, buckets }), 0..4),
             digests in proptest::option::of(vec(any::<u32>(), 1usize << bits)),
-            relay_requests in vec(relay_request(), 0..=MAX_RELAY_REQUESTS),
+            relay_requests in vec(relay_request(), 0..=trailer::MAX_RELAY_REQUESTS),
             bits in Just(bits),
             pages in vec(page(), 0..4),
         ) -> Packet {
@@ -491,8 +439,8 @@ mod tests {
             let mut bytes = packet.encode();
             let at = at.index(bytes.len());
             bytes[at] = byte;
-            let _ = Message::decode(&bytes);
-            let _ = Message::decode(&bytes[..end.index(bytes.len())]);
+            let _ = DatagramContent::decode(&bytes);
+            let _ = DatagramContent::decode(&bytes[..end.index(bytes.len())]);
         }
     }
 }

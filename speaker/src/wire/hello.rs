@@ -118,7 +118,7 @@ pub struct RelayedPacket {
 
 /// The content of a datagram.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Message {
+pub enum DatagramContent {
     Packet(Packet),
     Relayed(RelayedPacket),
 }

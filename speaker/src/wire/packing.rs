@@ -1,7 +1,7 @@
 //! How the content of a Hello is divided into packets.
 
 use crate::ownership::claims::{self, Page};
-use crate::wire::codec::{PAGE_OVERHEAD, size, trailer_size};
+use crate::wire::codec::{PAGE_OVERHEAD, size, trailer};
 use crate::wire::hello::{self, Heard, HeardRange, Packet};
 
 /// The maximum number of packets of one Hello: its parts and the Hello itself.
@@ -14,7 +14,7 @@ pub struct PeerLists {
     pub heard: Vec<Heard>,
     pub echoes: Vec<hello::Echo>,
     pub bucket_requests: Vec<hello::BucketRequest>,
-    /// At most [`codec::MAX_RELAY_REQUESTS`](crate::wire::codec::MAX_RELAY_REQUESTS). The Hello has room for them.
+    /// At most [`trailer::MAX_RELAY_REQUESTS`](crate::wire::codec::trailer::MAX_RELAY_REQUESTS). The Hello has room for them.
     pub relay_requests: Vec<hello::RelayRequest>,
 }
 
@@ -29,7 +29,7 @@ impl PeerLists {
 /// Packs the content into packets. Each has at most `room` bytes of content, and the Hello is the last one. `empty` is
 /// the packet without content.
 pub fn pack(empty: Packet, digests: Vec<u32>, lists: PeerLists, pages: Vec<Page>, room: usize) -> Vec<Packet> {
-    let mut left = room - digests.len() * size::DIGEST - trailer_size(lists.relay_requests.len());
+    let mut left = room - digests.len() * size::DIGEST - trailer::encoded_size(lists.relay_requests.len());
     let all = u16::try_from(lists.heard.len()).unwrap_or(u16::MAX);
     let mut hello = Packet { digests: Some(digests), ..empty.clone() };
     hello.heard.all = all;
@@ -162,7 +162,7 @@ mod tests {
             ids in btree_set(any::<u32>(), 0..800),
             echoes in 0u32..400,
             requests in 0u32..200,
-            relays in 0..=codec::MAX_RELAY_REQUESTS,
+            relays in 0..=trailer::MAX_RELAY_REQUESTS,
             pages in vec(0u32..70, 0..40),
             id in any::<u32>(),
         ) {

@@ -6,7 +6,6 @@ mod exploration;
 mod open_defects;
 mod partitions;
 mod planned_moves;
-mod relays;
 mod replay_and_keys;
 #[path = "../seed/mod.rs"]
 mod seed;

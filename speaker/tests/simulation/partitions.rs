@@ -1,5 +1,7 @@
 //! Nodes that hear few of the others, or none, because paths are cut or links are down.
 
+mod relays;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;

@@ -10,22 +10,11 @@ use jiff::{SignedDuration, Timestamp};
 use super::ClusterIndex;
 use crate::plan::effect::{Effect, Event, Series, Subject, WriteKind};
 use crate::state::record::holder_keys;
+use crate::state::refused_write::RefusedWrite;
 
 /// The shortest time between two texts about the same write. A webhook may answer each attempt with another text, and
 /// each text is a write of the condition and an event.
 const TEXT_INTERVAL: SignedDuration = SignedDuration::from_mins(5);
-
-/// A write that the API server refuses.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct RefusedWrite {
-    pub(crate) kind: WriteKind,
-    /// The message of the API server.
-    pub(crate) answer: String,
-    /// Whether a write of the Service follows in the series: its status is out of date until this write succeeds.
-    pub(crate) delays_status: bool,
-    /// The time of the answer.
-    since: Timestamp,
-}
 
 impl ClusterIndex {
     /// Records the answers to the writes of a series. The first `done` effects have happened. `refusal`: the message of

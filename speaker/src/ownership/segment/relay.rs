@@ -6,7 +6,8 @@ use super::{Context, Segment};
 use crate::metrics::Event;
 use crate::peers::peer::{Path, Peer};
 use crate::peers::relay::SERVED_INTERVALS;
-use crate::wire::codec::{MAX_PAYLOAD, MAX_RELAY_REQUESTS};
+use crate::wire::codec::MAX_PAYLOAD;
+use crate::wire::codec::trailer::MAX_RELAY_REQUESTS;
 use crate::wire::datagram;
 use crate::wire::frame::{Channel, Frame};
 use crate::wire::hello::{self, Packet, RelayRequest, RelayedPacket};
@@ -25,7 +26,7 @@ impl Segment {
             let (relay, _) = peer.voucher?;
             Some(RelayRequest { relay, id: hello::id(peer.incarnation), is_served: peer.liveness.is_relayed(now) })
         });
-        let unknown = self.unknown_speakers.needed(now, self.hello_sender.interval.published);
+        let unknown = self.unknown_speakers.find_needed(now, self.hello_sender.interval.published);
         let of_unknown = unknown.map(|(id, relay)| RelayRequest { relay, id, is_served: false });
         of_peers.chain(of_unknown).take(MAX_RELAY_REQUESTS).collect()
     }

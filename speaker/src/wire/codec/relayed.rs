@@ -1,7 +1,8 @@
-//! The wire format of relays: the requests in the trailer of a packet, and forwarded packets. See [`super`].
+//! The wire format of packets that a relay forwards. See [`super`].
 
-use super::{DecodeError, FLAGS_AT, Input, MAGIC, MAX_PAYLOAD, ROUTINE, VERSION, read_cluster, size};
-use crate::wire::hello::{Message, Packet, RelayRequest, RelayedPacket};
+use super::input::{DecodeError, Input};
+use super::{FLAGS_AT, MAGIC, MAX_PAYLOAD, ROUTINE, VERSION, read_cluster};
+use crate::wire::hello::{DatagramContent, Packet, RelayedPacket};
 use crds::MacAddr;
 
 /// The kind of a forwarded packet.
@@ -9,12 +10,6 @@ const RELAYED: u8 = 3;
 
 /// The size of the header of a relay, before the forwarded packet.
 pub const RELAY_OVERHEAD: usize = FLAGS_AT as usize + 1;
-
-/// The addition of the trailer with the requests for relays.
-const RELAY_REQUESTS: u8 = 1;
-
-/// At most this number of relays is requested with a packet: as many as fit the trailer.
-pub const MAX_RELAY_REQUESTS: usize = (u8::MAX as usize - 2) / size::RELAY_REQUEST;
 
 impl RelayedPacket {
     pub fn encode(&self) -> Vec<u8> {
@@ -37,7 +32,7 @@ impl RelayedPacket {
     fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let cluster = read_cluster(bytes)?;
         let (header, forwarded) = bytes.split_at_checked(RELAY_OVERHEAD).ok_or(DecodeError::Short)?;
-        let mut input = Input(&header[12..]);
+        let mut input = Input::new(&header[12..]);
         let (incarnation, sequence) = (input.u64()?, input.u64()?);
         input.slice(4)?;
         let mac = MacAddr::from(input.take()?);
@@ -49,7 +44,7 @@ impl RelayedPacket {
     }
 }
 
-impl Message {
+impl DatagramContent {
     /// Decodes the content of a datagram.
     ///
     /// # Errors
@@ -62,45 +57,12 @@ impl Message {
     }
 }
 
-/// The size of a trailer with this number of relay requests, except for its length.
-pub fn trailer_size(relay_requests: usize) -> usize {
-    if relay_requests == 0 { 0 } else { 2 + relay_requests * size::RELAY_REQUEST }
-}
-
-pub(super) fn encode_trailer(relay_requests: &[RelayRequest], out: &mut Vec<u8>) {
-    if relay_requests.is_empty() {
-        return out.push(0);
-    }
-    let requests = &relay_requests[..relay_requests.len().min(MAX_RELAY_REQUESTS)];
-    let length = (requests.len() * size::RELAY_REQUEST) as u8;
-    out.extend([length + 2, RELAY_REQUESTS, length]);
-    for request in requests {
-        out.extend(request.relay.to_be_bytes());
-        out.extend(request.id.to_be_bytes());
-        out.push(request.is_served.into());
-    }
-}
-
-/// Reads the known additions of a trailer. An addition that is cut short ends the trailer.
-pub(super) fn decode_trailer(trailer: &[u8]) -> Vec<RelayRequest> {
-    let (mut input, mut relay_requests) = (Input(trailer), Vec::new());
-    while let Ok([kind, length]) = input.take() {
-        let Ok(content) = input.slice(length.into()) else { break };
-        if kind == RELAY_REQUESTS {
-            let mut content = Input(content);
-            while let (Ok(relay), Ok(id), Ok([served])) = (content.u32(), content.u32(), content.take()) {
-                relay_requests.push(RelayRequest { relay, id, is_served: served != 0 });
-            }
-        }
-    }
-    relay_requests
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::wire::codec::is_routine;
     use crate::wire::codec::tests::example;
+    use crate::wire::hello::RelayRequest;
 
     #[test]
     fn relay_request_and_relayed_packet_have_the_golden_bytes() {
@@ -120,9 +82,9 @@ mod tests {
             0, 0, 0, 0, 2, 0, 0, 0, 0, 9, 4,
         ];
         assert_eq!(relayed.encode(), [&header[..], &bytes].concat());
-        assert_eq!(Message::decode(&relayed.encode()), Ok(Message::Relayed(relayed.clone())));
+        assert_eq!(DatagramContent::decode(&relayed.encode()), Ok(DatagramContent::Relayed(relayed.clone())));
         assert!(is_routine(&relayed.encode()), "as the forwarded packet");
         let twice = [&header[..], &relayed.encode()].concat();
-        assert_eq!(Message::decode(&twice), Err(DecodeError::Invalid("kind")), "a relay forwards what it hears itself");
+        assert_eq!(DatagramContent::decode(&twice), Err(DecodeError::Invalid("kind")), "relays form no chain");
     }
 }
