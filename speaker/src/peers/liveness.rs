@@ -101,9 +101,14 @@ impl Liveness {
         now.saturating_sub(self.last_relayed) < self.window()
     }
 
+    /// Whether this node has not heard the peer for longer than any series of lost packets lasts.
+    pub fn is_unheard_for_long(&self, now: Duration) -> bool {
+        self.age(now) >= self.interval * VOUCHED_INTERVALS
+    }
+
     /// Whether another peer should forward the packets of this one: it hears the peer, and this node does not.
     pub fn needs_relay(&self, now: Duration) -> bool {
-        !self.is_fresh(now) && self.is_vouched(now)
+        !self.is_heard(now) && self.is_vouched(now)
     }
 
     /// Records a Hello of the peer, and its interval.

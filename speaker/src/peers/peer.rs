@@ -53,7 +53,7 @@ pub struct Peer {
     pub voucher: Option<(u32, Duration)>,
     /// Until when this node forwards the packets of the peer, because other peers do not hear it.
     pub relay_until: Duration,
-    /// Whether the last packet was forwarded.
+    /// Whether this node knows the peer only by forwarded packets, for some time already.
     pub is_relayed: bool,
     /// Whether the kernel of its node answers while the peer is silent.
     pub reachability: Reachability,

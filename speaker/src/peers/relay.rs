@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!   c -> all      Hello of c                       reaches b, not a
-//!   b -> all      Hello, hears: a, c               a has not heard c for 1.5 intervals
+//!   b -> all      Hello, hears: a, c               a has not heard c for a window
 //!   a -> all      Hello, relay: b for c            b forwards the packets of c for a while
 //!   c -> all      Hello of c                       reaches b
 //!   b -> all      relayed (Hello of c)             a applies it; nodes that hear c ignore it

@@ -100,10 +100,10 @@ impl Segment {
         }
     }
 
-    /// Records how the last packet of a peer reached this node.
+    /// Records how the last packet of a peer reached this node. A short silence is no fault of the network.
     pub(super) fn record_path(&mut self, context: &mut Context, path: Path, packet: &Packet) {
         let Some(peer) = self.peers.get_mut(&packet.node) else { return };
-        let is_relayed = path == Path::Relayed;
+        let is_relayed = path == Path::Relayed && peer.liveness.is_unheard_for_long(context.now);
         if std::mem::replace(&mut peer.is_relayed, is_relayed) != is_relayed {
             let (node, link) = (packet.node.clone(), self.link.name.clone());
             context.events.push(Event::Path { node, link, relayed: is_relayed });
