@@ -215,9 +215,9 @@ impl Machine {
             Err(SealError::Unsealed) => return dropped.unsealed += 1,
             Err(SealError::Forged) => return dropped.forged += 1,
         };
-        let Ok(message) = DatagramContent::decode(body) else { return dropped.malformed += 1 };
+        let Ok(content) = DatagramContent::decode(body) else { return dropped.malformed += 1 };
         let Some(segment) = self.segments.get_mut(&link) else { return };
-        let packet = match message {
+        let packet = match content {
             DatagramContent::Packet(packet) => packet,
             DatagramContent::Relayed(relayed) => return segment.receive_relayed(&mut self.context, mac, &relayed),
         };

@@ -89,11 +89,21 @@ impl Liveness {
 
     /// Records a Hello that another peer has forwarded.
     pub fn record_relayed(&mut self, now: Duration, interval: Duration) {
-        if !self.is_heard(now) && !self.is_relayed(now) {
-            (self.hears_none_since, self.misses_us_since) = (None, None);
-        }
+        self.forget_outdated_lists(now);
         self.last_relayed = now;
         self.interval = interval;
+    }
+
+    /// Forgets the reports of the peer from before it was away.
+    fn forget_outdated_lists(&mut self, now: Duration) {
+        if !self.is_received(now) {
+            (self.hears_none_since, self.misses_us_since) = (None, None);
+        }
+    }
+
+    /// Whether this node received a packet of the peer within its window, directly or forwarded.
+    pub fn is_received(&self, now: Duration) -> bool {
+        self.is_heard(now) || self.is_relayed(now)
     }
 
     /// Whether another peer has forwarded a packet of this one within its window.
@@ -113,10 +123,7 @@ impl Liveness {
 
     /// Records a Hello of the peer, and its interval.
     pub fn record_hello(&mut self, now: Duration, interval: Duration) {
-        if !self.is_heard(now) && !self.is_relayed(now) {
-            // The peer was away: its reports from before are outdated.
-            (self.hears_none_since, self.misses_us_since) = (None, None);
-        }
+        self.forget_outdated_lists(now);
         self.last_heard = now;
         self.interval = interval;
     }

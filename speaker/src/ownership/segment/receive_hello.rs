@@ -73,7 +73,7 @@ impl Segment {
         let now = context.now;
         let peer = self.peers.get_mut(&packet.node).expect("invariant: the peer is known, or was just admitted");
         let before = (peer.can_take_over(), peer.is_serving(), peer.unread_buckets);
-        let was_heard = peer.liveness.is_heard(now) || peer.liveness.is_relayed(now);
+        let was_received = peer.liveness.is_received(now);
         let renamed = peer.link != packet.link;
         let Some(changed) = peer.receive(now, path, packet, hello::id(self.hello_sender.incarnation)) else {
             return false;
@@ -81,12 +81,12 @@ impl Segment {
         self.dirty.extend(changed);
         context.counters.packets_received += 1;
         let state_changed = peer.liveness.state(now) != peer.state;
-        if !was_heard {
+        if !was_received {
             // The peer has proved that it is alive, and may wait for the same proof from this node.
             self.handshakes.remove(packet.incarnation);
             self.hello_sender.send_soon();
         }
-        if renamed || !was_heard || before != (peer.can_take_over(), peer.is_serving(), peer.unread_buckets) {
+        if renamed || !was_received || before != (peer.can_take_over(), peer.is_serving(), peer.unread_buckets) {
             self.dirty.extend(peer.claims.iter().map(|(lb_ip, _)| lb_ip));
             self.dirty.extend(self.orphans.keys().chain(self.ceding.keys()));
         }

@@ -8,8 +8,6 @@ use crate::peers::peer::{Path, Peer};
 use crate::peers::relay::SERVED_INTERVALS;
 use crate::wire::codec::MAX_PAYLOAD;
 use crate::wire::codec::trailer::MAX_RELAY_REQUESTS;
-use crate::wire::datagram;
-use crate::wire::frame::{Channel, Frame};
 use crate::wire::hello::{self, Packet, RelayRequest, RelayedPacket};
 use crds::MacAddr;
 
@@ -64,10 +62,7 @@ impl Segment {
         let payload = context.keys.seal(context.now, relayed.encode());
         // A speaker that knows no relays leaves no room for the header.
         if payload.len() <= MAX_PAYLOAD {
-            let channel = if address.is_ipv4() { Channel::Hello } else { Channel::HelloV6 };
-            let bytes = datagram::wrap(self.link.mac, address, &payload);
-            context.counters.packets_sent += 1;
-            context.frames.push(Frame { link: self.link.index, channel, bytes });
+            self.send_payload(context, address, &payload);
         }
     }
 
@@ -85,18 +80,13 @@ impl Segment {
         if packet.node == context.config.node {
             return;
         }
-        match self.peers.get(&packet.node) {
-            Some(peer) if peer.liveness.is_heard(now) => {}
-            Some(peer) if peer.incarnation == packet.incarnation => {
-                if peer.is_new(packet) {
-                    self.apply_packet(context, Path::Relayed, packet);
-                }
-            }
-            _ => {
-                if self.admit(context, Path::Relayed, packet) {
-                    self.apply_packet(context, Path::Relayed, packet);
-                }
-            }
+        let peer = self.peers.get(&packet.node);
+        if peer.is_some_and(|peer| peer.liveness.is_heard(now)) {
+            return;
+        }
+        let is_known = peer.is_some_and(|peer| peer.incarnation == packet.incarnation);
+        if is_known || self.admit(context, Path::Relayed, packet) {
+            self.apply_packet(context, Path::Relayed, packet);
         }
     }
 

@@ -1,5 +1,6 @@
 //! The Hellos that a segment sends, and the state that expires with them.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::{Context, Quorum, Segment};
@@ -34,15 +35,20 @@ impl Segment {
             // peer.
             hello.heard.all = hello.heard.all.max(u16::from(self.quorum == Quorum::Outsiders));
         }
-        let channel = if address.is_ipv4() { Channel::Hello } else { Channel::HelloV6 };
         for packet in packets {
             let payload = context.keys.seal(context.now, packet.encode());
             debug_assert!(payload.len() <= MAX_PAYLOAD, "{} bytes", payload.len());
-            let bytes = datagram::wrap(self.link.mac, address, &payload);
-            context.counters.packets_sent += 1;
-            context.frames.push(Frame { link: self.link.index, channel, bytes });
+            self.send_payload(context, address, &payload);
         }
         self.expire(context);
+    }
+
+    /// Sends a sealed packet to all speakers on the link, from this address.
+    pub(super) fn send_payload(&self, context: &mut Context, address: IpAddr, payload: &[u8]) {
+        let channel = if address.is_ipv4() { Channel::Hello } else { Channel::HelloV6 };
+        let bytes = datagram::wrap(self.link.mac, address, payload);
+        context.counters.packets_sent += 1;
+        context.frames.push(Frame { link: self.link.index, channel, bytes });
     }
 
     fn peer_lists(&mut self, context: &Context) -> PeerLists {
