@@ -208,10 +208,14 @@ fn only_in_use(change: Change) -> Change {
     }
 }
 
+/// The addresses of a link, without their prefix lengths. An invalid one is ignored.
+fn link_addresses(addresses: &[String]) -> impl Iterator<Item = IpAddr> {
+    addresses.iter().filter_map(|address| address.parse::<IpNet>().ok()).map(|net| net.addr())
+}
+
 /// Whether one of these addresses of a link is in a pod range: the link is the bridge of this node's pods.
 fn has_pod_address(addresses: &[String], pod_ranges: &[IpNet]) -> bool {
-    let mut own = addresses.iter().filter_map(|address| address.parse::<IpNet>().ok()).map(|net| net.addr());
-    own.any(|own| pod_ranges.iter().any(|range| range.contains(&own)))
+    link_addresses(addresses).any(|own| pod_ranges.iter().any(|range| range.contains(&own)))
 }
 
 /// The links on which this node can re-send frames, and the nodes on each. Another node is on a link under two
@@ -263,8 +267,8 @@ fn node_ips(own: Option<&Arc<Node>>) -> Vec<IpAddr> {
 
 /// The addresses of this node: those in the Node, and those of its links.
 fn own_addresses(node_ips: &[IpAddr], network: Option<&NodeNetworkSpec>) -> BTreeSet<IpAddr> {
-    let of_links = network.into_iter().flat_map(|network| &network.links).flat_map(|link| &link.addresses);
-    let of_links = of_links.filter_map(|address| address.parse::<IpNet>().ok()).map(|net| net.addr());
+    let of_links = network.into_iter().flat_map(|network| &network.links);
+    let of_links = of_links.flat_map(|link| link_addresses(&link.addresses));
     node_ips.iter().copied().chain(of_links).collect()
 }
 
